@@ -1,0 +1,35 @@
+"""The commands there are. Each is the module `openrlhf_maestro.cli.<name>` with `run(argv) -> int`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openrlhf_maestro.config.fields import Section
+from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.config.sft import SftConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what it does, how it is called, and the configuration it reads, if it reads one."""
+
+    name: str
+    summary: str
+    usage: str
+    config: type[Section] | None = None
+
+    @property
+    def module(self) -> str:
+        return f"openrlhf_maestro.cli.{self.name}"
+
+
+_CONFIGURED = "[--config FILE.yaml] [--section.option VALUE ...]"
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("train", "Train a policy with several rewards and a Conductor.", _CONFIGURED, MaestroConfig),
+        Command("sft", "Fine-tune a model on prompts and responses: the cold start.", _CONFIGURED, SftConfig),
+        Command("report", "Write the page of a run.", "RUN [--output FILE]"),
+    )
+}

@@ -1,0 +1,231 @@
+"""The whole configuration of a training run; combinations that cannot work are refused before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import model_validator
+
+from openrlhf_maestro.config.fields import Section, section
+from openrlhf_maestro.config.sections import (
+    ActorSection,
+    AlgoSection,
+    CkptSection,
+    ComponentSection,
+    ConductorSection,
+    DataSection,
+    DsSection,
+    EvalSection,
+    ObjectiveSection,
+    RefSection,
+    RewardSection,
+    RewardsSection,
+    RolloutSection,
+    RunSection,
+    TrainSection,
+    VllmSection,
+)
+
+BUNDLED = "bundled:"
+BUNDLED_TASKS = f"{BUNDLED}tasks"
+
+
+class MaestroConfig(Section):
+    """Everything `maestro train` reads."""
+
+    run: RunSection = section(RunSection)
+    actor: ActorSection
+    ref: RefSection = section(RefSection)
+    reward: RewardSection = section(RewardSection)
+    rewards: RewardsSection = section(RewardsSection)
+    conductor: ConductorSection = section(ConductorSection)
+    objective: ObjectiveSection = section(ObjectiveSection)
+    algo: AlgoSection = section(AlgoSection)
+    data: DataSection
+    rollout: RolloutSection = section(RolloutSection)
+    train: TrainSection = section(TrainSection)
+    eval: EvalSection = section(EvalSection)
+    vllm: VllmSection = section(VllmSection)
+    ds: DsSection = section(DsSection)
+    ckpt: CkptSection = section(CkptSection)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run.dir or Path("runs") / self.run.name)
+
+    @property
+    def actor_world_size(self) -> int:
+        """Ranks of the policy."""
+        return self.actor.num_nodes * self.actor.num_gpus_per_node
+
+    @property
+    def ref_world_size(self) -> int:
+        return self.ref.num_nodes * self.ref.num_gpus_per_node
+
+    @property
+    def reward_world_size(self) -> int:
+        return self.reward.num_nodes * self.reward.num_gpus_per_node
+
+    @property
+    def responses_per_step(self) -> int:
+        """N * G."""
+        return self.rollout.batch_size * self.rollout.n_samples_per_prompt
+
+    @property
+    def component_names(self) -> list[str]:
+        return [component.label for component in self.rewards.components]
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.algo.kl.init_coef > 0
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Prompt budget: what data.max_len leaves after the longest response."""
+        return self.data.max_len - self.rollout.max_new_tokens
+
+    def component_of_kind(self, kind: str) -> ComponentSection | None:
+        return next((component for component in self.rewards.components if component.kind == kind), None)
+
+    @model_validator(mode="after")
+    def _combination_can_work(self) -> MaestroConfig:
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        yield from self._size_problems()
+        yield from self._reward_problems()
+        yield from self._placement_problems()
+
+    def _size_problems(self) -> Iterator[str]:
+        if self.rollout.n_samples_per_prompt < 2:
+            yield (
+                "rollout.n_samples_per_prompt is 1: advantages are relative to the group, so a group of one "
+                "learns nothing. Set it to 2 or more (the paper: 5)."
+            )
+        if self.max_prompt_tokens < 1:
+            yield (
+                f"data.max_len ({self.data.max_len}) leaves no room for a prompt beside rollout.max_new_tokens "
+                f"({self.rollout.max_new_tokens}). Raise data.max_len."
+            )
+        total, ranks = self.responses_per_step, self.actor_world_size
+        responses = f"rollout.batch_size x rollout.n_samples_per_prompt = {total} responses a step"
+        yield from _does_not_divide(
+            responses, total, self.rollout.micro_batch_size, ranks, "rollout", self.rollout.n_samples_per_prompt
+        )
+        yield from _does_not_divide(
+            f"train.batch_size = {self.train.batch_size} responses an update",
+            self.train.batch_size,
+            self.train.micro_batch_size,
+            ranks,
+            "train",
+        )
+        if total % self.train.batch_size:
+            yield (
+                f"{responses} do not divide into updates of train.batch_size = {self.train.batch_size}. "
+                f"Set train.batch_size to {total} for one update a step."
+            )
+        if self.uses_reference:
+            yield from self._side_model_problems("ref", self.ref_world_size)
+        if self.component_of_kind("preference"):
+            yield from self._side_model_problems("reward", self.reward_world_size)
+
+    def _side_model_problems(self, name: str, ranks: int) -> Iterator[str]:
+        batches = self.responses_per_step // self.rollout.micro_batch_size
+        if batches % ranks:
+            yield (
+                f"{batches} micro-batches of responses do not divide over the {ranks} ranks of {name}.num_nodes x "
+                f"{name}.num_gpus_per_node, and ranks with unequal work wait for each other forever. "
+                f"Nearest that does: {_nearest_divisor(batches, ranks)} ranks."
+            )
+
+    def _reward_problems(self) -> Iterator[str]:
+        names = self.component_names
+        if self.component_of_kind("preference") and not self.reward.model_name_or_path:
+            yield (
+                "the `preference` component needs a model: set reward.model_name_or_path, "
+                "or take it out of rewards.components."
+            )
+        if self.component_of_kind("perplexity") and self.data.label_key is None:
+            yield (
+                "the `perplexity` component needs reference answers: set data.label_key, "
+                "or take it out of rewards.components."
+            )
+        if self.component_of_kind("rule") and self.data.prompt_dataset != BUNDLED_TASKS:
+            yield f"the `rule` component knows the bundled tasks only: set data.prompt_dataset to {BUNDLED_TASKS}."
+        if self.eval.dataset is not None and self.eval.dataset != BUNDLED_TASKS:
+            yield f"eval.dataset: verdicts by rule exist for {BUNDLED_TASKS} only."
+        kind = self.conductor.kind
+        if kind == "single" and self.conductor.component not in names:
+            yield f"conductor.kind: single needs conductor.component to be one of {', '.join(names)}."
+        if kind == "fixed":
+            weights = self.conductor.weights or {}
+            if sorted(weights) != sorted(names) or min(weights.values(), default=-1) < 0 or sum(weights.values()) <= 0:
+                yield (
+                    "conductor.kind: fixed needs conductor.weights, not negative and not all 0, "
+                    f"for exactly {', '.join(names)}."
+                )
+        if kind == "conductor" and len(names) < 2:
+            yield "conductor.kind: conductor has nothing to choose with one component. Use conductor.kind: single."
+
+    def _placement_problems(self) -> Iterator[str]:
+        engine_gpus = self.vllm.num_engines * self.vllm.tensor_parallel_size
+        if self.train.colocate_all and engine_gpus != self.actor_world_size:
+            yield (
+                f"train.colocate_all needs as many GPUs for the engines (vllm.num_engines x vllm.tensor_parallel_size "
+                f"= {engine_gpus}) as for the policy ({self.actor_world_size})."
+            )
+        colocated = self.train.colocate_all or self.train.colocate_actor_ref
+        if colocated and self.uses_reference and self.ref_world_size != self.actor_world_size:
+            yield (
+                f"a colocated reference needs as many ranks as the policy: set ref.num_nodes x ref.num_gpus_per_node "
+                f"({self.ref_world_size}) to {self.actor_world_size}."
+            )
+        for name, enabled in (("vllm.enable_sleep", self.vllm.enable_sleep), ("ds.enable_sleep", self.ds.enable_sleep)):
+            if enabled and not self.train.colocate_all:
+                yield f"{name} frees memory for models on the same GPU: it needs train.colocate_all."
+        if self.ds.param_dtype == "fp32" and self.ds.attn_implementation.startswith("flash_attention"):
+            yield "ds.attn_implementation: flash attention has no fp32; use sdpa, or ds.param_dtype: bf16."
+
+    def notes(self) -> list[str]:
+        """Options that were set but have no effect in this combination, one sentence each."""
+        found = []
+        chosen = self.conductor.model_fields_set - {"kind"}
+        effective = {
+            "conductor": set(type(self.conductor).model_fields) - {"component", "weights"},
+            "single": {"component"},
+            "fixed": {"weights"},
+        }.get(self.conductor.kind, set())
+        for field in sorted(chosen - effective):
+            found.append(f"conductor.{field} has no effect with conductor.kind: {self.conductor.kind}.")
+        if not self.uses_reference:
+            for field in sorted(self.objective.model_fields_set & {"ref_sync_steps", "ref_mixup_alpha"}):
+                found.append(f"objective.{field} has no effect with algo.kl.init_coef: 0 (there is no reference).")
+        if "entropy_mask" in self.objective.model_fields_set and self.objective.top_entropy_quantile == 1.0:
+            found.append("objective.entropy_mask has no effect with objective.top_entropy_quantile: 1.0.")
+        if self.reward.model_name_or_path and not self.component_of_kind("preference"):
+            found.append("reward.model_name_or_path has no effect without a `preference` component.")
+        return found
+
+
+def _does_not_divide(what: str, total: int, micro: int, ranks: int, name: str, group: int = 1) -> Iterator[str]:
+    """Ranks with unequal numbers of micro-batches wait for each other forever under ZeRO-3."""
+    step = micro * ranks
+    if total % step == 0:
+        return
+    # Whole groups only: the nearest totals are multiples of both the step and the group.
+    multiple = step
+    while multiple % group:
+        multiple += step
+    below, above = total // multiple * multiple, (total // multiple + 1) * multiple
+    sizes = " or ".join(str(size // group) for size in (below, above) if size)
+    yield (
+        f"{what} do not divide over {ranks} ranks x {name}.micro_batch_size {micro}. "
+        f"Nearest {name}.batch_size that does: {sizes}."
+    )
+
+
+def _nearest_divisor(total: int, wanted: int) -> int:
+    return min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: (abs(n - wanted), n))

@@ -1,0 +1,333 @@
+"""The sections of a training configuration: OpenRLHF's names where it has them; each default stands here once."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from openrlhf_maestro.config.fields import OPENRLHF, PAPER, Section, option, section
+
+Device = Literal["auto", "cpu", "cuda"]
+ParamDtype = Literal["auto", "bf16", "fp32"]
+ComponentKind = Literal["format", "perplexity", "entropy", "neg_entropy", "length", "preference", "rule"]
+
+
+class RunSection(Section):
+    """The run itself: its name, folder, length and device."""
+
+    name: str = option("maestro", "name of the run; the default folder is runs/<name>", min_length=1)
+    dir: str | None = option(None, "run directory; default runs/<run.name> under the working directory")
+    max_steps: int = option(
+        -1, "stop after this many GRPO steps; -1: after train.num_episodes passes", unit="steps", ge=-1
+    )
+    resume: str = option(
+        "auto", "auto: continue from the newest checkpoint of run.dir; a path: that one; never: start anew"
+    )
+    device: Device = option("auto", "where the models run; auto: cuda where there is one, else cpu")
+    trust_remote_code: bool = option(False, "let Hugging Face repositories run their own code, in every process")
+    assets_dir: str = option("assets", "folder of the bundled tasks and models, made on first use")
+    max_logprob_diff: float | None = option(
+        None,
+        "stop when vLLM and the trainer disagree by more than this, mean over response tokens; "
+        "default 1e-3 for fp32, 5e-2 for bf16",
+        unit="nats",
+        gt=0,
+    )
+
+
+class AdamSection(Section):
+    """AdamW."""
+
+    lr: float = option(1e-5, "learning rate", source=f"{PAPER}, Table 7", gt=0)
+    betas: tuple[float, float] = option((0.9, 0.999), "decay rates of the two moments", source="Trainer default")
+    eps: float = option(1e-8, "added to the denominator", source="Trainer default", gt=0)
+    weight_decay: float = option(0.0, "decoupled weight decay", source="Trainer default", ge=0)
+
+
+class ActorSection(Section):
+    """The policy and its optimiser."""
+
+    model_name_or_path: str = option(..., "Hugging Face name or folder, or bundled:policy")
+    random_init: dict[str, Any] | None = option(
+        None,
+        "start from random weights of the architecture in that folder's config.json, with these of its values changed "
+        "({} changes none)",
+    )
+    num_nodes: int = option(1, "nodes of the policy", source=OPENRLHF, ge=1)
+    num_gpus_per_node: int = option(8, "ranks on a node (logical GPUs on a CPU)", source=OPENRLHF, ge=1)
+    gradient_checkpointing_enable: bool = option(False, "recompute activations in the backward pass", source=OPENRLHF)
+    gradient_checkpointing_reentrant: bool = option(False, "the older kind of checkpointing", source=OPENRLHF)
+    adam: AdamSection = section(AdamSection)
+    lr_scheduler: str = option("linear", "a transformers schedule", source=f"{PAPER}, Table 7")
+    lr_warmup_ratio: float = option(0.0, "share of the updates used to warm up", source=f"{PAPER}, Table 7", ge=0, le=1)
+    min_lr_ratio: float = option(
+        0.1, "floor of the *_with_min_lr schedules, as a share of lr", source=OPENRLHF, ge=0, le=1
+    )
+    max_norm: float = option(1.0, "gradient clipping", unit="L2 norm", source="Trainer default", ge=0)
+    eps_clip_low_high: tuple[float, float] = option(
+        (0.2, 0.2), "the ratio is clipped to [1 - low, 1 + high]", source=f"{PAPER}, Table 7"
+    )
+
+
+class RefSection(Section):
+    """The reference model of the KL term; started only where algo.kl.init_coef > 0."""
+
+    num_nodes: int = option(1, "nodes of the reference", source=OPENRLHF, ge=1)
+    num_gpus_per_node: int = option(8, "ranks on a node", source=OPENRLHF, ge=1)
+    offload: bool = option(False, "keep its parameters in CPU memory between forwards", source=OPENRLHF)
+
+
+class RewardSection(Section):
+    """The preference model; started only where a `preference` component is configured."""
+
+    model_name_or_path: str | None = option(None, "a Hugging Face sequence-classification model, or bundled:preference")
+    num_nodes: int = option(1, "nodes of the preference model", source=OPENRLHF, ge=1)
+    num_gpus_per_node: int = option(8, "ranks on a node", source=OPENRLHF, ge=1)
+    offload: bool = option(False, "keep its parameters in CPU memory between forwards", source=OPENRLHF)
+    max_len: int = option(
+        4096, "longest prompt + response it reads; a longer one is the response's fault", unit="its tokens", ge=1
+    )
+
+
+class VllmSection(Section):
+    """The rollout engines."""
+
+    num_engines: int = option(1, "vLLM engines", ge=1)
+    tensor_parallel_size: int = option(1, "GPUs an engine", source=OPENRLHF, ge=1)
+    sync_backend: str = option("nccl", "policy -> vLLM weights on CUDA; a CPU uses shared memory", source=OPENRLHF)
+    sync_with_ray: bool = option(False, "send the weights over ray.util.collective", source=OPENRLHF)
+    enable_prefix_caching: bool = option(False, "reuse the key-value cache of common prefixes", source=OPENRLHF)
+    enforce_eager: bool = option(False, "no CUDA graphs", source=OPENRLHF)
+    enable_sleep: bool = option(
+        False, "free an engine's memory while the policy trains; needs train.colocate_all", source=OPENRLHF
+    )
+    gpu_memory_utilization: float = option(0.9, "share of a GPU's memory for an engine", gt=0, le=1)
+    cpu_kvcache_space: int = option(1, "key-value cache of an engine on a CPU", unit="GiB", ge=1)
+
+
+class TrainSection(Section):
+    """Sizes of an update, the seed and the placement."""
+
+    seed: int = option(42, "of prompts' order, sampling and the Conductor's draws", source=OPENRLHF, ge=0)
+    batch_size: int = option(
+        90, "responses an optimiser step", unit="responses", source=f"{PAPER}, Table 7: 18 prompts x 5", ge=1
+    )
+    micro_batch_size: int = option(1, "responses a rank trains on at a time", unit="responses", source=OPENRLHF, ge=1)
+    num_episodes: int = option(2, "passes over the prompts", source=f"{PAPER}, Table 7", ge=1)
+    max_epochs: int = option(1, "passes over one rollout; 1: on-policy", source=PAPER, ge=1)
+    colocate_all: bool = option(
+        False, "policy, reference, preference model and engines share their GPUs", source=OPENRLHF
+    )
+    colocate_actor_ref: bool = option(False, "policy and reference share their GPUs", source=OPENRLHF)
+    full_determinism_enable: bool = option(False, "deterministic kernels, at a cost in speed", source=OPENRLHF)
+    cpu_threads_per_worker: int = option(1, "OMP threads of each worker on a CPU", unit="threads", ge=1)
+
+
+class RolloutSection(Section):
+    """Sampling of the responses."""
+
+    batch_size: int = option(18, "prompts a step", unit="prompts", source=f"{PAPER}, Table 7", ge=1)
+    n_samples_per_prompt: int = option(
+        5, "responses a prompt, the group size G", unit="responses", source=f"{PAPER}, Table 7", ge=1
+    )
+    micro_batch_size: int = option(
+        1, "responses a rank scores at a time, without gradients", unit="responses", source=OPENRLHF, ge=1
+    )
+    max_new_tokens: int = option(1024, "longest response", unit="tokens", source=f"{PAPER}, Table 7", ge=1)
+    temperature: float = option(0.8, "sampling temperature", source=PAPER, gt=0)
+
+
+class DataSection(Section):
+    """The prompts, their reference answers and how they are shown to the policy."""
+
+    prompt_dataset: str = option(
+        ..., "JSONL, CSV, parquet, a folder or a hub name; several by commas; or bundled:tasks"
+    )
+    prompt_split: str = option("train", "split to train on", source=OPENRLHF)
+    input_key: str = option("prompt", "column of the prompt, a text or a list of chat messages")
+    label_key: str | None = option("reference", "column of the reference answer; null: there is none")
+    datasource_key: str = option(
+        "datasource", "column that names the data set of a row; where absent all are `default`", source=OPENRLHF
+    )
+    apply_chat_template: bool = option(True, "wrap prompts in the tokenizer's chat template")
+    input_template: str | None = option(
+        None, "a template with {} for the prompt, used before the chat template", source=OPENRLHF
+    )
+    max_len: int = option(2048, "longest prompt + response", unit="tokens", source=OPENRLHF, ge=2)
+    max_samples: int = option(100_000_000, "use at most this many rows", unit="rows", source=OPENRLHF, ge=1)
+    truncate_prompts: bool = option(False, "cut prompts over the budget at their start instead of dropping the row")
+    max_dropped_rate: float = option(
+        0.05, "stop when more rows than this have no reference or are too long", unit="share", ge=0, le=1
+    )
+
+    @field_validator("input_template")
+    @classmethod
+    def _template_has_a_place(cls, value: str | None) -> str | None:
+        if value is not None and "{}" not in value:
+            raise ValueError("has no {} to put the prompt in")
+        return value
+
+
+class EvalSection(Section):
+    """Held-out accuracy during training, before the first step and after the last."""
+
+    dataset: str | None = option(None, "rows to evaluate on, like data.prompt_dataset; null: no evaluation")
+    split: str = option("test", "split to evaluate on")
+    steps: int = option(
+        -1, "evaluate every this many steps; -1: only before and after", unit="steps", source=OPENRLHF, ge=-1
+    )
+    temperature: float = option(0.8, "sampling temperature of the evaluation; 0: greedy", ge=0)
+    n_samples_per_prompt: int = option(1, "responses a prompt", unit="responses", ge=1)
+    max_samples: int = option(100_000_000, "evaluate on at most this many prompts", unit="prompts", ge=1)
+
+
+class KlSection(Section):
+    """The KL term against the reference."""
+
+    init_coef: float = option(
+        0.1, "beta, its coefficient; 0: no reference model is started", source=f"{PAPER}, Table 7", ge=0
+    )
+    estimator: Literal["k3"] = option("k3", "Schulman's k3, in the loss", source=PAPER)
+
+
+class AlgoSection(Section):
+    """What OpenRLHF calls the algorithm."""
+
+    kl: KlSection = section(KlSection)
+
+
+class ObjectiveSection(Section):
+    """The GRPO objective, in TRL's meaning of each word."""
+
+    loss_type: Literal["dr_grpo", "grpo", "token_mean"] = option(
+        "dr_grpo", "how token losses become one number", source=f"{PAPER}, Table 7"
+    )
+    importance_sampling_level: Literal["sequence", "token"] = option(
+        "sequence", "one ratio a sequence or one a token", source=f"{PAPER}, Table 7"
+    )
+    top_entropy_quantile: float = option(
+        0.2,
+        "policy loss only on this share of tokens, those of highest entropy",
+        unit="share",
+        source=f"{PAPER}, Table 7",
+        gt=0,
+        le=1,
+    )
+    entropy_mask: Literal["trl", "token"] = option(
+        "trl", "trl: under a sequence ratio the mask only rescales; token: a real mask", source="TRL"
+    )
+    mask_truncated: bool = option(True, "a response cut at the length limit adds no loss", source=f"{PAPER}, Table 7")
+    scale_rewards: Literal["group", "none"] = option(
+        "group", "divide advantages by the group's standard deviation", source=f"{PAPER}, Eq. 4"
+    )
+    ref_sync_steps: int = option(
+        6,
+        "mix the policy into the reference every this many steps; -1: never",
+        unit="steps",
+        source=f"{PAPER}, Table 7",
+        ge=-1,
+    )
+    ref_mixup_alpha: float = option(
+        0.6, "reference <- alpha * policy + (1 - alpha) * reference", source=f"{PAPER}, Table 7", ge=0, le=1
+    )
+
+
+class ComponentSection(Section):
+    """One component of the reward."""
+
+    kind: ComponentKind = option(..., "what is measured, see docs/concepts.md")
+    name: str | None = option(None, "its name in logs and files; default the kind")
+    normalisation: Literal["none", "group_rank"] | None = option(
+        None, "how raw values become comparable; default by kind", source=f"{PAPER}, appendix B"
+    )
+    l_min: int | None = option(
+        None, "length: full reward up to here; default half of rollout.max_new_tokens", unit="tokens", ge=0
+    )
+    l_max: int | None = option(None, "length: no reward from here; default rollout.max_new_tokens", unit="tokens", ge=1)
+    answer_prefix: str = option(
+        "\n<answer>\n", "perplexity: put between the reasoning segment and the reference answer"
+    )
+
+    @property
+    def label(self) -> str:
+        return self.name or self.kind
+
+    @model_validator(mode="after")
+    def _length_bounds_are_for_length(self) -> ComponentSection:
+        if self.kind != "length" and (self.l_min is not None or self.l_max is not None):
+            raise ValueError(f"l_min and l_max belong to `length`, not to `{self.kind}`")
+        if self.l_min is not None and self.l_max is not None and self.l_min >= self.l_max:
+            raise ValueError(f"l_min ({self.l_min}) must be below l_max ({self.l_max})")
+        return self
+
+
+def _paper_components() -> tuple[ComponentSection, ...]:
+    kinds: tuple[ComponentKind, ...] = ("format", "perplexity", "entropy", "length", "preference")
+    return tuple(ComponentSection(kind=kind) for kind in kinds)
+
+
+class RewardsSection(Section):
+    """The multi-reward scorer."""
+
+    components: tuple[ComponentSection, ...] = option(
+        _paper_components(),
+        "the components, in the order of the Conductor's outputs",
+        source=f"{PAPER}, appendix B",
+        min_length=1,
+    )
+    max_missing_rate: float = option(
+        0.2, "stop when a component has no value for more responses of a step than this", unit="share", ge=0, le=1
+    )
+
+    @field_validator("components")
+    @classmethod
+    def _names_differ(cls, value: tuple[ComponentSection, ...]) -> tuple[ComponentSection, ...]:
+        names = [component.label for component in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two components are called {', '.join(twice)}: give each its own `name`")
+        return value
+
+
+class ConductorSection(Section):
+    """Who chooses the weights of the components."""
+
+    kind: Literal["conductor", "equal", "random", "fixed", "single"] = option(
+        "conductor", "conductor: learned; equal, random, fixed or single: not", source=PAPER
+    )
+    component: str | None = option(None, "single: the name of the one component that counts")
+    weights: dict[str, float] | None = option(None, "fixed: the weight of each component by name; normalised to sum 1")
+    lr: float = option(5e-5, "AdamW learning rate", source=f"{PAPER}, Table 8", gt=0)
+    update_steps: int = option(3, "GRPO steps between two updates, M", unit="steps", source=f"{PAPER}, Table 8", ge=1)
+    entropy_coef: float = option(1e-3, "coefficient of the entropy bonus", source=f"{PAPER}, Table 8", ge=0)
+    emphasis: float = option(0.5, "eta: weights are (1 - eta) pi + eta onehot(a)", ge=0, le=1)
+    temperature: float = option(1.0, "tau of the softmax at the start", source=f"{PAPER}, appendix E", gt=0)
+    learn_temperature: bool = option(True, "learn tau", source=f"{PAPER}, appendix E")
+    min_prob: float = option(1e-4, "floor of every probability", source=f"{PAPER}, appendix E.1", gt=0, lt=0.1)
+    keep_truncated: bool = option(False, "let truncated responses into the meta-buffer")
+
+
+class DsSection(Section):
+    """DeepSpeed and the models' precision."""
+
+    zero_stage: Literal[0, 1, 2, 3] = option(3, "ZeRO stage", source=PAPER)
+    param_dtype: ParamDtype = option("auto", "auto: bf16 on cuda, fp32 on a CPU; vLLM uses the same")
+    attn_implementation: str = option("auto", "auto: flash_attention_2 on cuda, sdpa on a CPU")
+    adam_offload: bool = option(False, "keep the optimiser in CPU memory", source=OPENRLHF)
+    zpg: int = option(1, "ZeRO++ secondary partition", unit="ranks", source=OPENRLHF, ge=1)
+    overlap_comm: bool = option(False, "overlap communication with the backward pass", source=OPENRLHF)
+    grad_accum_dtype: Literal["fp32", "bf16"] | None = option(
+        None, "precision gradients are accumulated in", source=OPENRLHF
+    )
+    enable_sleep: bool = option(
+        False, "move the policy's states to CPU memory while vLLM samples; needs train.colocate_all", source=OPENRLHF
+    )
+    logits_chunk_tokens: int = option(1024, "tokens whose logits exist at a time", unit="tokens", ge=1)
+
+
+class CkptSection(Section):
+    """Checkpoints, in run.dir/checkpoints."""
+
+    save_steps: int = option(-1, "save every this many steps; -1: never", unit="steps", source=OPENRLHF, ge=-1)
+    max_num: int = option(3, "keep at most this many", source=OPENRLHF, ge=1)

@@ -1,0 +1,203 @@
+"""Which charts the page shows of a run, and what each says next to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from openrlhf_maestro.report.charts import MAX_POINTS, Line, line_chart, smoothing_window, stacked_chart
+from openrlhf_maestro.report.formats import number, percent, seconds
+from openrlhf_maestro.report.run import PAPER_COMPONENTS, Run, Series
+from openrlhf_maestro.report.summary import AccuracyRow, Timing
+
+COMPONENT_COLOURS = 8
+PHASE_COLOURS = {"generation": "t0", "experience": "t1", "update": "t2", "sync": "t3", "other": "t4"}
+
+# What the raw values of the paper's components are.
+RAW_UNITS = {
+    "format": "0 or 1",
+    "perplexity": "−NLL, nats a token",
+    "entropy": "nats a token",
+    "length": "0 to 1",
+    "preference": "logit",
+}
+
+# Weights that moved by less than this are drawn as if they spanned it: noise is not blown up to a trend.
+MIN_WEIGHT_SPAN = 0.04
+# A step this many times the median (a compilation, usually the first) is cut off, or it would flatten all others.
+OUTLIER = 4
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small chart: its title, a figure worth reading beside it, the SVG, and for a component its colour."""
+
+    title: str
+    value: str
+    svg: str
+    colour: str = ""
+
+
+def component_colours(components: Sequence[str]) -> dict[str, str]:
+    """The colour of each component, the same in every chart and, for the paper's five, in every report."""
+    own = [name for name in components if name not in PAPER_COMPONENTS]
+    colours = {name: f"c{index}" for index, name in enumerate(PAPER_COMPONENTS)}
+    free = COMPONENT_COLOURS - len(PAPER_COMPONENTS)
+    return colours | {name: f"c{len(PAPER_COMPONENTS) + index % free}" for index, name in enumerate(own)}
+
+
+def weight_panels(run: Run) -> list[Panel]:
+    """The Conductor's mean weights over steps: over all prompts, then a panel a data set, on one scale (Figure 3)."""
+    components = run.components()
+    curves = {"all prompts": {name: run.series(f"conductor/weight/{name}") for name in components}}
+    for datasource in run.weight_datasources():
+        curves[datasource] = {name: run.series(f"conductor/weight/{datasource}/{name}") for name in components}
+    values = [value for panel in curves.values() for series in panel.values() for value in series.finite()]
+    if not values:
+        return []
+    uniform = 1 / len(components)
+    y_range = _padded(min(*values, uniform), max(*values, uniform), MIN_WEIGHT_SPAN)
+    return [_weight_panel(title, panel, y_range, uniform) for title, panel in curves.items()]
+
+
+def _weight_panel(title: str, curves: dict[str, Series], y_range: tuple[float, float], uniform: float) -> Panel:
+    logged = {name: series for name, series in curves.items() if series}
+    colours = component_colours(list(curves))
+    lines = [_line(series, colours[name]) for name, series in logged.items()]
+    last = {name: series.finite()[-1] for name, series in logged.items()}
+    highest = max(last, key=lambda name: last[name]) if last else ""
+    spoken = ", ".join(f"{name} {number(value)}" for name, value in last.items())
+    label = f"Reward weights, {title}. At the last step: {spoken}"
+    svg = line_chart(lines, label=label, y_range=y_range, reference=uniform)
+    return Panel(title, f"{highest} {last[highest]:.3f}" if highest else "", svg, colours.get(highest, ""))
+
+
+def reward_panels(run: Run) -> list[Panel]:
+    """The scalar reward, then the mean raw value of each component."""
+    colours = component_colours(run.components())
+    panels = [_panel(run, "reward/scalar_mean", "scalar reward")]
+    for name in run.components():
+        title = f"{name} ({RAW_UNITS[name]})" if name in RAW_UNITS else name
+        panels.append(_panel(run, f"reward/{name}/raw_mean", title, colours[name]))
+    return [panel for panel in panels if panel]
+
+
+def fault_panels(run: Run) -> list[Panel]:
+    """Rates of missing values, of responses at fault, and of groups without a gradient; none that stayed at zero."""
+    colours = component_colours(run.components())
+    wanted = [
+        (f"reward/{name}/{rate}", f"{name}: {words}", colours[name])
+        for rate, words in (("missing_rate", "scorer gave no value"), ("fault_rate", "response at fault"))
+        for name in run.components()
+        if any(value > 0 for value in run.series(f"reward/{name}/{rate}").finite())
+    ]
+    panels = [_panel(run, key, title, colour, as_percent=True) for key, title, colour in wanted]
+    if any(value > 0 for value in run.series("advantage/frac_zero_std").finite()):
+        panels.append(_panel(run, "advantage/frac_zero_std", "groups whose rewards are all equal", as_percent=True))
+    return [panel for panel in panels if panel]
+
+
+def policy_panels(run: Run) -> list[Panel]:
+    """Length, truncation, KL, gradient norm, learning rate, and how far vLLM and the trainer disagree."""
+    panels = [
+        _panel(run, "rollout/response_length_mean", "response length, tokens", from_zero=True),
+        _panel(run, "rollout/truncated_rate", "truncated responses", as_percent=True),
+        _panel(run, "policy/kl", "KL to the reference, nats", from_zero=True),
+        _panel(run, "policy/grad_norm", "gradient norm", from_zero=True),
+        _panel(run, "policy/lr", "policy learning rate", from_zero=True),
+        _disagreement_panel(run),
+    ]
+    return [panel for panel in panels if panel]
+
+
+def _disagreement_panel(run: Run) -> Panel | None:
+    """Largest and mean difference of log-probs over the response tokens of each step, on a logarithmic axis."""
+    largest, mean = run.series("rollout/logprob_diff_max"), run.series("rollout/logprob_diff_mean")
+    if not any(value > 0 for value in largest.finite()):
+        return None
+    worst = number(max(largest.finite()))
+    label = f"Difference of log-probs between vLLM and the trainer, maximum and mean of each step: at most {worst}"
+    lines = [_line(series, "accent") for series in (largest, mean) if series]
+    return Panel("log-prob difference, max and mean", f"≤ {worst}", line_chart(lines, label=label, log=True))
+
+
+def conductor_panels(run: Run) -> list[Panel]:
+    """State of the Conductor itself."""
+    panels = [
+        _panel(run, "conductor/entropy", "entropy of the weights, nats"),
+        _panel(run, "conductor/temperature", "temperature"),
+        _panel(run, "conductor/meta_loss", "meta-loss"),
+    ]
+    return [panel for panel in panels if panel]
+
+
+def accuracy_panels(rows: list[AccuracyRow]) -> list[Panel]:
+    """Held-out accuracy over steps with its 95 % interval, where there are at least three evaluations."""
+    return [_accuracy_panel(row) for row in rows if len(row.evaluations) > 2]
+
+
+def _accuracy_panel(row: AccuracyRow) -> Panel:
+    steps = [evaluation.step for evaluation in row.evaluations]
+    shares = [evaluation.share for evaluation in row.evaluations]
+    intervals = [evaluation.interval for evaluation in row.evaluations]
+    known = [interval for interval in intervals if interval is not None]
+    bounds = list(zip(*known, strict=True)) if len(known) == len(steps) else [None, None]
+    line = Line(steps, shares, low=bounds[0], high=bounds[1])
+    ends = f"{percent(shares[0])} at step {steps[0]}, {percent(shares[-1])} at step {steps[-1]}"
+    label = f"Held-out accuracy, {row.datasource}: {ends}"
+    svg = line_chart([line], label=label, y_range=(0, 1), percent=True, smoothed=False, markers=True)
+    return Panel(row.datasource, percent(row.last.share), svg)
+
+
+def timing_panel(times: Timing) -> Panel | None:
+    """Seconds a step, stacked by phase; None before the first step."""
+    if not times.steps:
+        return None
+    longest, middle = max(times.total), times.median_total
+    top = longest * 1.05 if longest < OUTLIER * middle else OUTLIER / 2 * middle
+    bands = [(PHASE_COLOURS[name], values) for name, values in times.phases.items()]
+    label = f"Seconds a step by phase, median {seconds(middle)}"
+    note = f"cut off: step {times.steps[times.total.index(longest)]}, {seconds(longest)}" if longest > top else ""
+    return Panel("seconds a step", note, stacked_chart(times.steps, bands, label=label, top=top))
+
+
+def smoothing_note(run: Run) -> str:
+    """How the thick curves were smoothed, in words; empty where they were not."""
+    points = len(run.series("reward/scalar_mean").steps)
+    window = smoothing_window(min(points, MAX_POINTS)) * math.ceil(points / MAX_POINTS)
+    return f"Thin lines are single steps, thick lines a moving average over {window} steps." if window > 1 else ""
+
+
+def _panel(
+    run: Run,
+    key: str,
+    title: str,
+    colour: str = "accent",
+    *,
+    from_zero: bool = False,
+    as_percent: bool = False,
+) -> Panel | None:
+    series = run.series(key)
+    if not series:
+        return None
+    shown = percent if as_percent else number
+    first, last = series.finite()[0], series.finite()[-1]
+    svg = line_chart(
+        [_line(series, colour)],
+        label=f"{title}: {shown(first)} at first, {shown(last)} at the end",
+        from_zero=from_zero or as_percent,
+        percent=as_percent,
+    )
+    return Panel(title, shown(last), svg, colour)
+
+
+def _line(series: Series, colour: str) -> Line:
+    return Line(series.steps, series.values, colour)
+
+
+def _padded(low: float, high: float, min_span: float) -> tuple[float, float]:
+    """Limits around [low, high] with a little air, at least `min_span` apart."""
+    span = max(high - low, min_span)
+    middle = (low + high) / 2
+    return max(0.0, middle - 0.54 * span), min(1.0, middle + 0.54 * span)

@@ -1,0 +1,251 @@
+"""The numbers of the page, computed from the run's files: key figures, held-out accuracy, where the time goes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from openrlhf_maestro.report.formats import NONE, number, percent, points, seconds
+from openrlhf_maestro.report.run import Run
+
+Z_95 = 1.959964
+OVERALL = "overall"
+
+# Parts of time/step_s, in the order they happen.
+PHASES = {
+    "generation": "time/generation_s",
+    "experience": "time/experience_s",
+    "update": "time/update_s",
+    "sync": "time/sync_s",
+}
+REST = "other"
+
+# Weights closer than this are equal but for rounding.
+SAME_WEIGHT = 1e-6
+
+
+@dataclass(frozen=True)
+class Card:
+    """One key figure: a label, the value, and a line that puts it in context."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of held-out responses that the rule accepts, after `step` steps; n is 0 where it was not logged."""
+
+    step: int
+    share: float
+    n: int = 0
+
+    @property
+    def k(self) -> int:
+        """Right responses."""
+        return round(self.share * self.n)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of the share; None without n."""
+        return wilson_interval(self.k, self.n) if self.n else None
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """Held-out accuracy of one data set: every evaluation of the run, first to last."""
+
+    datasource: str
+    evaluations: list[Accuracy]
+
+    @property
+    def first(self) -> Accuracy:
+        return self.evaluations[0]
+
+    @property
+    def last(self) -> Accuracy:
+        return self.evaluations[-1]
+
+    @property
+    def change(self) -> float:
+        """Last minus first, as a share; NaN after a single evaluation."""
+        return self.last.share - self.first.share if len(self.evaluations) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each phase at each step that has a total; `other` is what the phases leave of it."""
+
+    steps: list[int]
+    total: list[float]
+    phases: dict[str, list[float]]
+
+    @property
+    def median_total(self) -> float:
+        return _median(self.total)
+
+    def median(self, phase: str) -> float:
+        return _median(self.phases[phase])
+
+    def share(self, phase: str) -> float:
+        """Part of the whole run's time; NaN before any."""
+        whole = sum(self.total)
+        return sum(self.phases[phase]) / whole if whole else math.nan
+
+
+def wilson_interval(k: int, n: int) -> tuple[float, float]:
+    """95 % interval of a binomial share k/n (Wilson 1927), inside [0, 1]; n >= 1."""
+    share = k / n
+    centre = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def accuracy_rows(run: Run) -> list[AccuracyRow]:
+    """One row a data set, sorted, and the overall one last: logged, or the sum of the others where all have n."""
+    rows = []
+    for datasource in run.names_between("eval/", "/accuracy"):
+        shares, sizes = run.series(f"eval/{datasource}/accuracy"), run.series(f"eval/{datasource}/n")
+        evaluations = [
+            Accuracy(step, share, 0 if math.isnan(n) else int(n))
+            for step, share, n in zip(shares.steps, shares.values, sizes.at(shares.steps), strict=True)
+            if not math.isnan(share)
+        ]
+        if evaluations:
+            rows.append(AccuracyRow(datasource, evaluations))
+    families = sorted((row for row in rows if row.datasource != OVERALL), key=lambda row: row.datasource)
+    overall = next((row for row in rows if row.datasource == OVERALL), None) or _pooled(families)
+    return [*families, overall] if overall else families
+
+
+def _pooled(rows: list[AccuracyRow]) -> AccuracyRow | None:
+    if len(rows) < 2:
+        return None
+    by_step: dict[int, list[Accuracy]] = {}
+    for row in rows:
+        for evaluation in row.evaluations:
+            by_step.setdefault(evaluation.step, []).append(evaluation)
+    pooled = [
+        Accuracy(step, sum(part.k for part in parts) / sum(part.n for part in parts), sum(part.n for part in parts))
+        for step, parts in sorted(by_step.items())
+        if len(parts) == len(rows) and all(part.n for part in parts)
+    ]
+    return AccuracyRow(OVERALL, pooled) if pooled else None
+
+
+def timing(run: Run) -> Timing:
+    """How the seconds of each step divide over the phases; steps without a total are left out."""
+    logged = run.series("time/step_s")
+    whole = {step: value for step, value in zip(logged.steps, logged.values, strict=True) if not math.isnan(value)}
+    steps, total = list(whole), list(whole.values())
+    logged_parts = {name: run.series(key).at(steps) for name, key in PHASES.items()}
+    phases = {name: [0.0 if math.isnan(value) else value for value in values] for name, values in logged_parts.items()}
+    parts = [sum(at_step) for at_step in zip(*phases.values(), strict=True)]
+    phases[REST] = [max(0.0, all_of_it - known) for all_of_it, known in zip(total, parts, strict=True)]
+    return Timing(steps, total, phases)
+
+
+def constant_weights(run: Run) -> dict[str, float]:
+    """The weight of each component where none ever changed (equal, fixed or single weights); else empty."""
+    overall = {name: run.series(f"conductor/weight/{name}").finite() for name in run.components()}
+    logged = {name: values for name, values in overall.items() if values}
+    constant = all(max(values) - min(values) < SAME_WEIGHT for values in logged.values())
+    return {name: values[-1] for name, values in logged.items()} if constant else {}
+
+
+def cards(run: Run) -> list[Card]:
+    """The key figures at the top of the page."""
+    return [
+        Card("Policy", _model_name(run), weighting(run)),
+        _steps_card(run),
+        _batch_card(run),
+        _accuracy_card(run),
+        _reward_card(run),
+        _time_card(run),
+        _length_card(run),
+        _logprob_card(run),
+    ]
+
+
+def weighting(run: Run) -> str:
+    """Who weighs the reward components, `conductor.kind` in words."""
+    kind = run.option("conductor.kind")
+    if kind == "conductor":
+        return "learned Conductor"
+    if kind == "single":
+        return f"{run.option('conductor.component')} alone"
+    return f"{kind} weights" if kind else ""
+
+
+def _model_name(run: Run) -> str:
+    model = run.option("actor.model_name_or_path")
+    return str(model).rstrip("/").rpartition("/")[2] if model else NONE
+
+
+def _steps_card(run: Run) -> Card:
+    planned, done = run.option("run.max_steps"), run.last_step
+    if isinstance(planned, int) and planned > 0:
+        return Card("GRPO steps", f"{done} of {planned}", "finished" if done >= planned else "so far")
+    return Card("GRPO steps", str(done), "so far" if not (run.path / "model").is_dir() else "finished")
+
+
+def _batch_card(run: Run) -> Card:
+    prompts, group = run.option("rollout.batch_size"), run.option("rollout.n_samples_per_prompt")
+    if not (isinstance(prompts, int) and isinstance(group, int)):
+        return Card("Prompts × group size", NONE)
+    return Card("Prompts × group size", f"{prompts} × {group}", f"{prompts * group} responses a step")
+
+
+def _accuracy_card(run: Run) -> Card:
+    rows = accuracy_rows(run)
+    if not rows:
+        return Card("Held-out accuracy", NONE, "not evaluated")
+    row = rows[-1]
+    size = f"n = {row.last.n}" if row.last.n else "n not logged"
+    if math.isnan(row.change):
+        return Card("Held-out accuracy", percent(row.last.share), f"at step {row.last.step}, {size}")
+    value = f"{100 * row.first.share:.1f} → {percent(row.last.share)}"
+    return Card("Held-out accuracy", value, f"{points(row.change)} points, {size}")
+
+
+def _reward_card(run: Run) -> Card:
+    values = run.series("reward/scalar_mean").finite()
+    if not values:
+        return Card("Final scalar reward", NONE)
+    return Card("Final scalar reward", number(values[-1]), f"{number(values[0])} at the first step")
+
+
+def _time_card(run: Run) -> Card:
+    times = run.series("time/step_s")
+    per_token = [
+        1000 * time / tokens
+        for time, tokens in zip(times.values, run.series("rollout/tokens").at(times.steps), strict=True)
+        if tokens > 0
+    ]
+    note = f"{number(_median(per_token))} ms a response token" if per_token else ""
+    return Card("Median step time", seconds(_median(times.values)), note)
+
+
+def _length_card(run: Run) -> Card:
+    lengths, cut = run.series("rollout/response_length_mean").finite(), run.series("rollout/truncated_rate").finite()
+    if not lengths:
+        return Card("Response length", NONE)
+    note = f"{number(lengths[0])} at first" + (f", {percent(cut[-1])} truncated" if cut else "")
+    return Card("Final response length", f"{number(lengths[-1])} tokens", note)
+
+
+def _logprob_card(run: Run) -> Card:
+    largest = run.series("rollout/logprob_diff_max").finite()
+    means = run.series("rollout/logprob_diff_mean").finite()
+    if not largest:
+        return Card("vLLM − trainer log-prob", NONE)
+    note = f"mean at most {number(max(means), 2)}" if means else ""
+    return Card("vLLM − trainer log-prob", f"≤ {number(max(largest), 2)}", note)
+
+
+def _median(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan

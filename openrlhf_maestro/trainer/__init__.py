@@ -1,0 +1,1 @@
+"""The controller: the training loop and what it is made of."""

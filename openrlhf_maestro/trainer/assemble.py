@@ -1,0 +1,89 @@
+"""Puts a controller together from a configuration and started workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from openrlhf_maestro.conductor import ConductorSettings, Orchestrator, make_orchestrator
+from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.data.prompts import PromptLoader, PromptSet
+from openrlhf_maestro.rewards import make_component
+from openrlhf_maestro.rollout.sampler import Sampler
+from openrlhf_maestro.trainer.checkpoint import Checkpoint, load_checkpoint
+from openrlhf_maestro.trainer.controller import LOGPROB_DIFF_LIMITS, Controller
+from openrlhf_maestro.trainer.evaluation import Evaluator, rule_verdicts
+from openrlhf_maestro.trainer.experience import ExperienceMaker
+from openrlhf_maestro.trainer.run_dir import RunDir
+from openrlhf_maestro.trainer.sync import WeightSync
+from openrlhf_maestro.trainer.workers import Workers
+from openrlhf_maestro.upstream.device import param_dtype
+from openrlhf_maestro.upstream.options import openrlhf_arguments
+
+
+def assemble(
+    config: MaestroConfig,
+    device: str,
+    run_dir: RunDir,
+    loader: PromptLoader,
+    held_out: PromptSet | None,
+    workers: Workers,
+    tokenizer: Any,
+    checkpoint: Checkpoint | None,
+) -> Controller:
+    """A controller that is ready for its first step, at the checkpoint's state where there is one."""
+    orchestrator = _orchestrator(config, workers)
+    sync = WeightSync(config, device, workers)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, workers, orchestrator)
+        sync.to_engines()
+    sampler = Sampler(workers.engines, seed=config.train.seed, max_new_tokens=config.rollout.max_new_tokens)
+    components = [make_component(part.kind, part.label) for part in config.rewards.components]
+    maker = ExperienceMaker(
+        config,
+        workers,
+        tokenizer,
+        components,
+        orchestrator,
+        rule_verdicts if config.component_of_kind("rule") else None,
+        openrlhf_arguments(config, device),
+    )
+    limit = config.run.max_logprob_diff or LOGPROB_DIFF_LIMITS[param_dtype(config.ds.param_dtype, device)]
+    evaluator = None
+    if held_out is not None:
+        evaluator = Evaluator(config.eval, held_out, sampler, tokenizer, run_dir)
+    return Controller(
+        config=config,
+        run_dir=run_dir,
+        loader=loader,
+        workers=workers,
+        sampler=sampler,
+        maker=maker,
+        orchestrator=orchestrator,
+        sync=sync,
+        evaluator=evaluator,
+        tokenizer=tokenizer,
+        logprob_diff_limit=limit,
+    )
+
+
+def _orchestrator(config: MaestroConfig, workers: Workers) -> Orchestrator:
+    section, names = config.conductor, config.component_names
+    settings = None
+    if section.kind == "conductor":
+        settings = ConductorSettings(
+            hidden_size=ray.get(workers.policy.async_run_method("hidden_size"))[0],
+            temperature=section.temperature,
+            min_prob=section.min_prob,
+            learn_temperature=section.learn_temperature,
+            lr=section.lr,
+            update_every=section.update_steps,
+            entropy_coef=section.entropy_coef,
+            emphasis=section.emphasis,
+            keep_truncated=section.keep_truncated,
+        )
+    fixed = [section.weights[name] for name in names] if section.weights else None
+    return make_orchestrator(
+        section.kind, names, settings=settings, component=section.component, fixed_weights=fixed
+    )

@@ -1,0 +1,169 @@
+"""The training loop, in the one process that sees whole groups of responses."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from openrlhf_maestro.conductor import LearnedOrchestrator, Orchestrator
+from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.data.prompts import PromptLoader
+from openrlhf_maestro.errors import RunError
+from openrlhf_maestro.rollout.sampler import Sampler
+from openrlhf_maestro.trainer.batch import Rollout, Scored
+from openrlhf_maestro.trainer.checkpoint import save_checkpoint
+from openrlhf_maestro.trainer.console import TrainingConsole
+from openrlhf_maestro.trainer.evaluation import Evaluator, evaluation_metrics
+from openrlhf_maestro.trainer.experience import ExperienceMaker
+from openrlhf_maestro.trainer.metrics import Stopwatch, step_metrics
+from openrlhf_maestro.trainer.run_dir import RunDir
+from openrlhf_maestro.trainer.sync import WeightSync
+from openrlhf_maestro.trainer.workers import Workers
+
+# Mean |log p_vllm - log p_trainer| at which a run stops. fp32: 1e-7 was measured; bf16 rounds each log-prob by about 1e-2.
+LOGPROB_DIFF_LIMITS = {"fp32": 1e-3, "bf16": 5e-2}
+
+Counts = dict[str, tuple[int, int]]
+
+
+@dataclass
+class Controller:
+    """Everything a step needs; `train` is the loop."""
+
+    config: MaestroConfig
+    run_dir: RunDir
+    loader: PromptLoader
+    workers: Workers
+    sampler: Sampler
+    maker: ExperienceMaker
+    orchestrator: Orchestrator
+    sync: WeightSync
+    evaluator: Evaluator | None
+    tokenizer: Any
+    logprob_diff_limit: float
+
+    def train(self, start: int, total: int) -> tuple[Counts | None, Counts | None]:
+        """Steps `start` + 1 to `total`. Returns held-out counts before and after, where there is an evaluation."""
+        before = self._evaluate_at_start() if start == 0 else None
+        after = before
+        with TrainingConsole(total, start) as console:
+            for step in range(start + 1, total + 1):
+                watch = Stopwatch()
+
+                console.phase("sampling")
+                with watch.phase("generation"):
+                    rollouts = self.sample(step)
+                console.phase("scoring")
+                with watch.phase("experience"):
+                    micro_batches, scored = self.maker.make(rollouts, step_generator(self.config.train.seed, step))
+                    self.check_agreement(scored, step)
+                console.phase("updating")
+                with watch.phase("update"):
+                    update = self.update_policy(micro_batches, step)
+                    meta = self.update_conductor(scored)
+                with watch.phase("sync"):
+                    self.sync_weights(step)
+
+                metrics = step_metrics(scored, update, self.orchestrator) | meta | watch.metrics()
+                if self.is_due(step, self.config.eval.steps, total):
+                    console.phase("evaluating")
+                    after = self._evaluate(step)
+                    metrics |= evaluation_metrics(after) if after else {}
+                self.record(step, scored, metrics)
+                if self.is_due(step, self.config.ckpt.save_steps):
+                    console.phase("saving")
+                    save_checkpoint(self.config, self.run_dir, self.workers, self.orchestrator, step)
+                console.step(step, metrics, self.config.component_names)
+        return before, after
+
+    def sample(self, step: int) -> list[Rollout]:
+        """N * G responses, group by group."""
+        prompts = self.loader.batch(step - 1)
+        groups = self.sampler.sample(
+            prompts,
+            purpose="train",
+            step=step,
+            n_samples=self.config.rollout.n_samples_per_prompt,
+            temperature=self.config.rollout.temperature,
+        )
+        responses = [(index, response) for index, group in enumerate(groups) for response in group]
+        texts = self.tokenizer.batch_decode([response.text_token_ids for _, response in responses])
+        return [
+            Rollout(prompts[index], response, text, index)
+            for (index, response), text in zip(responses, texts, strict=True)
+        ]
+
+    def update_policy(self, micro_batches: Sequence[Any], step: int) -> dict[str, float]:
+        """The optimiser step (steps, where train.batch_size is a part of the rollout) on exactly these responses."""
+        policy = self.workers.policy
+        ray.get(policy.async_run_method_batch("append", experience=list(micro_batches)))
+        status: dict[str, float] = ray.get(policy.async_run_method("fit", kl_ctl=self.config.algo.kl.init_coef))[0]
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(status[name]):
+                raise RunError(
+                    f"step {step}: the policy's {name} is {status[name]}. Continue from the last checkpoint with a lower "
+                    "actor.adam.lr or actor.max_norm (--run.resume auto)."
+                )
+        return status
+
+    def update_conductor(self, scored: Scored) -> dict[str, float]:
+        """Fill the meta-buffer; every M steps one update of the Conductor."""
+        self.orchestrator.observe(scored.hidden, scored.actions, scored.advantages, truncated=scored.truncated)
+        meta = self.orchestrator.update()
+        if not isinstance(self.orchestrator, LearnedOrchestrator):
+            return {}
+        metrics = {"conductor/updates": self.orchestrator.updates, "conductor/meta_loss": math.nan}
+        if meta is not None:
+            metrics |= {"conductor/meta_loss": meta["meta_loss"], "conductor/lr_h_l1": meta["lr_h_l1"]}
+            self.save_conductor()
+        return metrics
+
+    def save_conductor(self) -> None:
+        """The latest Conductor, where there is one, in the layout of huggingface_hub's model mixin."""
+        if isinstance(self.orchestrator, LearnedOrchestrator):
+            self.orchestrator.conductor.save_pretrained(self.run_dir.conductor)
+
+    def sync_weights(self, step: int) -> None:
+        """Policy to vLLM after every step, into the reference every `objective.ref_sync_steps`."""
+        if self.is_due(step, self.config.objective.ref_sync_steps):
+            self.sync.to_reference(self.config.objective.ref_mixup_alpha)
+        self.sync.to_engines()
+
+    def check_agreement(self, scored: Scored, step: int) -> None:
+        """vLLM sampled with the weights that the trainer has: their log-probs of the same tokens must agree."""
+        if scored.mean_logprob_diff > self.logprob_diff_limit:
+            raise RunError(
+                f"step {step}: vLLM and the trainer disagree about the sampled tokens' log-probs by "
+                f"{scored.mean_logprob_diff:.2e} on average (limit {self.logprob_diff_limit:.0e}): the weight sync is broken "
+                "or their precision differs. Check ds.param_dtype; run.max_logprob_diff sets the limit."
+            )
+
+    def record(self, step: int, scored: Scored, metrics: dict[str, float]) -> None:
+        self.run_dir.write_rollouts(step, scored)
+        self.run_dir.append_metrics({"step": step} | metrics)
+
+    @staticmethod
+    def is_due(step: int, every: int, last: int | None = None) -> bool:
+        """Whether something that happens every so many steps (-1: never) happens now, or at the last step."""
+        return step == last or (every > 0 and step % every == 0)
+
+    def _evaluate_at_start(self) -> Counts | None:
+        counts = self._evaluate(0)
+        if counts:
+            self.run_dir.append_metrics({"step": 0} | evaluation_metrics(counts))
+        return counts
+
+    def _evaluate(self, step: int) -> Counts | None:
+        return self.evaluator.evaluate(step) if self.evaluator is not None else None
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The Conductor's draws of a step: they depend on the run's seed and the step alone."""
+    digest = hashlib.blake2b(f"{seed}|conductor|{step}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

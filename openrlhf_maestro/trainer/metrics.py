@@ -1,0 +1,97 @@
+"""The numbers of a step, by the names of metrics.jsonl (docs/metrics.md)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from openrlhf_maestro.conductor import LearnedOrchestrator, Orchestrator
+from openrlhf_maestro.rewards import summarize
+from openrlhf_maestro.trainer.batch import Scored
+
+PHASES = ("generation", "experience", "update", "sync")
+
+
+class Stopwatch:
+    """Wall-clock seconds of a step's phases."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        """`time/step_s` is the sum of the phases."""
+        phases = {f"time/{name}_s": seconds for name, seconds in self.seconds.items()}
+        return {"time/step_s": sum(self.seconds.values())} | phases
+
+
+def step_metrics(scored: Scored, update: Mapping[str, float], orchestrator: Orchestrator) -> dict[str, float]:
+    """Everything but the timings; each but lr and grad_norm can be recomputed from the step's rollout file."""
+    return (
+        _rollout(scored)
+        | _rewards(scored)
+        | _weights(scored)
+        | (_conductor(scored, orchestrator) if isinstance(orchestrator, LearnedOrchestrator) else {})
+        | {f"policy/{name}": value for name, value in update.items()}
+    )
+
+
+def _rollout(scored: Scored) -> dict[str, float]:
+    tokens = scored.response_tokens
+    return {
+        "rollout/tokens": int(tokens.sum()),
+        "rollout/response_length_mean": _mean(tokens),
+        "rollout/truncated_rate": _mean(scored.truncated),
+        "rollout/logprob_diff_mean": scored.mean_logprob_diff,
+        "rollout/logprob_diff_max": float(scored.logprob_diff_max.max()),
+    }
+
+
+def _rewards(scored: Scored) -> dict[str, float]:
+    summary = summarize(scored.raw)
+    metrics: dict[str, float] = {}
+    for k, name in enumerate(scored.component_names):
+        metrics[f"reward/{name}/raw_mean"] = float(summary.raw_mean[k])
+        metrics[f"reward/{name}/missing_rate"] = float(summary.missing_rate[k])
+        metrics[f"reward/{name}/fault_rate"] = float(summary.fault_rate[k])
+    metrics["reward/scalar_mean"] = float(scored.scalar.nanmean())
+    metrics["advantage/frac_zero_std"] = _mean(scored.constant)
+    return metrics
+
+
+def _weights(scored: Scored) -> dict[str, float]:
+    """Means of the continuous distribution, over all responses and by data source."""
+    metrics: dict[str, float] = {}
+    for k, name in enumerate(scored.component_names):
+        metrics[f"conductor/weight/{name}"] = float(scored.probs[:, k].mean())
+    for datasource in scored.datasources:
+        of_source = scored.probs[scored.is_source(datasource)].mean(0)
+        for k, name in enumerate(scored.component_names):
+            metrics[f"conductor/weight/{datasource}/{name}"] = float(of_source[k])
+    return metrics
+
+
+def _conductor(scored: Scored, orchestrator: LearnedOrchestrator) -> dict[str, float]:
+    assert scored.actions is not None, "the learned Conductor samples an emphasis for every response"
+    entropy = -(scored.probs * scored.probs.log()).sum(-1)
+    frequencies = torch.bincount(scored.actions, minlength=len(scored.component_names)) / len(scored.actions)
+    metrics = {
+        f"conductor/action_freq/{name}": float(frequencies[k]) for k, name in enumerate(scored.component_names)
+    }
+    return metrics | {
+        "conductor/entropy": _mean(entropy),
+        "conductor/temperature": float(orchestrator.conductor.temperature),
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())

@@ -1,0 +1,245 @@
+"""One run from a configuration to a trained model: data checked, models made, actors started, loop, page."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.data.prompts import PromptLoader, PromptSet, fit_prompts, load_prompts
+from openrlhf_maestro.errors import ConfigError, MaestroError, RunError
+from openrlhf_maestro.trainer.bundled import bundled_dataset, make_models, missing_models
+from openrlhf_maestro.trainer.console import CONSOLE, accuracy_table
+from openrlhf_maestro.trainer.run_dir import RunDir
+
+# The components that read the reference answer.
+NEED_REFERENCE = ("perplexity", "rule")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prompts of a run, not yet tokenised."""
+
+    train: PromptSet
+    held_out: PromptSet | None
+
+
+def train(config: MaestroConfig) -> Path:
+    """Train, and return the path of the run's page.
+
+    Raises:
+        UserError: configuration or data cannot work; found before a model is loaded.
+        RunError: a failure while running; the traceback is in logs/controller.log.
+    """
+    started = time.monotonic()
+    check_model_folder(config)
+    data = check_data(config)
+    run_dir = RunDir(config.run_dir)
+    made = missing_models(config)
+    if made:
+        with CONSOLE.status(f"making {' and '.join(made)}, once (under a minute)"):
+            config = make_models(config)
+        CONSOLE.print(f"made {' and '.join(made)} in {time.monotonic() - started:.0f} s, kept in {config.run.assets_dir}/")
+    else:
+        config = make_models(config)
+    try:
+        return _train(config, data, run_dir)
+    except (MaestroError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        # Whatever fails in a worker arrives here as one of many types of Ray: shown short, kept whole.
+        run_dir.logs.mkdir(parents=True, exist_ok=True)
+        (run_dir.logs / "controller.log").write_text(traceback.format_exc())
+        raise RunError(f"{_cause(error)} Traceback and workers' output: {run_dir.logs}/") from error
+
+
+def check_model_folder(config: MaestroConfig) -> None:
+    """Refuse a model path that is meant as a folder and is none."""
+    for option, name in (
+        ("actor.model_name_or_path", config.actor.model_name_or_path),
+        ("reward.model_name_or_path", config.reward.model_name_or_path),
+    ):
+        if name and (name.startswith((".", "/", "~")) or config.actor.random_init is not None and option.startswith("actor")):
+            if not (Path(name).expanduser() / "config.json").is_file():
+                raise ConfigError(f"{option}: {name} is not a model folder (it has no config.json).")
+
+
+def check_data(config: MaestroConfig) -> Data:
+    """Read and check the rows of training and evaluation; no tokenizer is needed for that."""
+    needing = next((part.kind for part in config.rewards.components if part.kind in NEED_REFERENCE), "")
+    training = load_prompts(
+        config.data,
+        dataset=bundled_dataset(config.data.prompt_dataset, config.data.prompt_split, config.run.assets_dir),
+        split=config.data.prompt_split,
+        needs_reference=bool(needing),
+        needing=f"the `{needing}` component",
+        max_samples=config.data.max_samples,
+        render=None,
+        max_prompt_tokens=config.max_prompt_tokens,
+    )
+    # Too few rows for one step are found here as well.
+    PromptLoader(training, config.rollout.batch_size, config.train.seed, config.train.num_episodes)
+    if config.eval.dataset is None:
+        return Data(training, None)
+    held_out = load_prompts(
+        config.data,
+        dataset=bundled_dataset(config.eval.dataset, config.eval.split, config.run.assets_dir),
+        split=config.eval.split,
+        needs_reference=True,
+        needing="the verdict by rule",
+        max_samples=config.eval.max_samples,
+        render=None,
+        max_prompt_tokens=config.max_prompt_tokens,
+    )
+    return Data(training, held_out)
+
+
+def _train(config: MaestroConfig, data: Data, run_dir: RunDir) -> Path:
+    with CONSOLE.status("starting Ray, vLLM and DeepSpeed") as status:
+        start_s = time.monotonic()
+        cluster = _Cluster(config)
+        try:
+            controller, start, total = cluster.build(data, run_dir)
+            status.stop()
+            CONSOLE.print(f"ready after {time.monotonic() - start_s:.0f} s: {total - start} steps to go, run directory {run_dir.path}/")
+            before, after = controller.train(start, total)
+            cluster.finish(controller)
+        finally:
+            cluster.stop()
+    from openrlhf_maestro.report import write_report
+
+    page = write_report(run_dir.path)
+    if before is not None:
+        CONSOLE.print(accuracy_table(before, after))
+    CONSOLE.print(f"model  {run_dir.model}/\npage   {page}")
+    return page
+
+
+class _Cluster:
+    """Ray and the actors of one run. Heavy modules are imported while Ray starts."""
+
+    def __init__(self, config: MaestroConfig) -> None:
+        import ray
+
+        from openrlhf_maestro.launch import ray_settings, worker_environment
+        from openrlhf_maestro.upstream.device import choose_device
+
+        self.config = config
+        self.device = choose_device(config.run.device)
+        os.environ.update(worker_environment(config, self.device))
+        self.sync: Any = None
+        self.engines: list[Any] = []
+        # Ray's processes die with the thread that started them: it must be this one.
+        importing = _InBackground(_import_heavy_modules)
+        ray.init(**ray_settings(config, self.device))
+        importing.result()
+
+    def build(self, data: Data, run_dir: RunDir) -> tuple[Any, int, int]:
+        """Start the actors. Returns the controller, the steps done before and the steps in all."""
+        from transformers import AutoTokenizer
+
+        from openrlhf_maestro.trainer.assemble import assemble
+        from openrlhf_maestro.trainer.checkpoint import find_checkpoint
+        from openrlhf_maestro.trainer.workers import start_workers
+
+        config = self.config
+        tokenizer = AutoTokenizer.from_pretrained(config.actor.model_name_or_path)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        prompts = _tokenised(data.train, config, tokenizer)
+        loader = PromptLoader(prompts, config.rollout.batch_size, config.train.seed, config.train.num_episodes)
+        total = len(loader) if config.run.max_steps < 0 else min(config.run.max_steps, len(loader))
+        checkpoint = find_checkpoint(config, run_dir)
+        start = checkpoint.step if checkpoint is not None else 0
+        moved = run_dir.start(config, start)
+        if moved is not None:
+            CONSOLE.print(f"an earlier run of this name was moved to {moved}/")
+        updates_a_step = config.responses_per_step // config.train.batch_size * config.train.max_epochs
+        workers = start_workers(config, self.device, total * updates_a_step)
+        self.engines = workers.engines
+        held_out = _tokenised(data.held_out, config, tokenizer) if data.held_out is not None else None
+        controller = assemble(config, self.device, run_dir, loader, held_out, workers, tokenizer, checkpoint)
+        self.sync = controller.sync
+        return controller, start, total
+
+    def finish(self, controller: Any) -> None:
+        """Write the final model and Conductor."""
+        import ray
+
+        ray.get(controller.workers.policy.async_save_model())
+        controller.save_conductor()
+
+    def stop(self) -> None:
+        """Leave no process and no file in shared memory behind."""
+        import ray
+
+        if self.sync is not None:
+            self.sync.close()
+        if ray.is_initialized():
+            ray.wait([engine.shutdown.remote() for engine in self.engines], num_returns=len(self.engines), timeout=10) if self.engines else None
+            ray.shutdown()
+
+
+def _import_heavy_modules() -> None:
+    from openrlhf_maestro.upstream.patches import prepare_process
+
+    prepare_process()
+    import openrlhf_maestro.trainer.assemble  # noqa: F401
+
+
+class _InBackground:
+    """A call that runs in a thread of its own."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> None:
+        """Wait for the call; what it raised is raised here."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _tokenised(prompts: PromptSet, config: MaestroConfig, tokenizer: Any) -> PromptSet:
+    template = config.data.input_template
+
+    def render(prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            text = prompt
+        else:
+            text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        token_ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return token_ids
+
+    if config.data.apply_chat_template and tokenizer.chat_template is None:
+        raise ConfigError(
+            f"{config.actor.model_name_or_path}: its tokenizer has no chat template. Set data.apply_chat_template: false"
+            + ("" if template else " and data.input_template")
+            + "."
+        )
+    fitted = fit_prompts(prompts, config.data, render=render, max_prompt_tokens=config.max_prompt_tokens)
+    for reason, count in fitted.dropped.items():
+        CONSOLE.print(f"{count} of {len(prompts) + sum(prompts.dropped.values())} rows left out: {reason}")
+    return fitted
+
+
+def _cause(error: BaseException) -> str:
+    """The first line that says what went wrong, without Ray's frames."""
+    cause = getattr(error, "cause", None) or error
+    text = str(cause).strip() or type(cause).__name__
+    return f"{type(cause).__name__}: {text.splitlines()[-1].strip()}"

@@ -1,0 +1,1 @@
+"""The only package that knows OpenRLHF's private names: device, patches, option mapping."""

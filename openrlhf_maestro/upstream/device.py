@@ -1,0 +1,36 @@
+"""Which device a process computes on. Chosen once by the controller, handed to the workers through the environment."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from openrlhf_maestro.errors import UserError
+
+
+def choose_device(choice: str) -> str:
+    """"cpu" or "cuda" for `run.device`.
+
+    Raises:
+        UserError: "cuda" was asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise UserError("run.device is cuda, but PyTorch sees no GPU here. Set run.device: auto or cpu.")
+    return "cuda" if available and choice != "cpu" else "cpu"
+
+
+def worker_device() -> str:
+    """The device this worker was started for."""
+    return os.environ.get("MAESTRO_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def param_dtype(choice: str, device: str) -> str:
+    """`ds.param_dtype` with `auto` resolved: bf16 on cuda, fp32 on a CPU."""
+    return choice if choice != "auto" else ("bf16" if device == "cuda" else "fp32")
+
+
+def attn_implementation(choice: str, device: str) -> str:
+    """`ds.attn_implementation` with `auto` resolved."""
+    return choice if choice != "auto" else ("flash_attention_2" if device == "cuda" else "sdpa")

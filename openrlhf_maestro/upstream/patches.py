@@ -1,0 +1,196 @@
+"""Every change that is made to another project's code at run time, in one table.
+
+On CUDA only what `trust_remote_code` and our trainer need is changed; the rest lets OpenRLHF's CUDA-only lines run on a CPU.
+Each entry carries the hash of the upstream source it was written for: a test fails when that source changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from openrlhf_maestro.upstream.device import worker_device
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One replaced attribute.
+
+    `target` and `read` are "module:qualified.name"; `read` is the upstream code that makes the patch necessary (default
+    the target) and `sha256` the first 16 digits of its source's hash. `replace` maps the original to its replacement.
+    """
+
+    target: str
+    reason: str
+    replace: Callable[[Any], Any]
+    sha256: str
+    read: str | None = None
+    cpu_only: bool = True
+
+    def source_hash(self) -> str:
+        owner, name = _locate(self.read or self.target)
+        return hashlib.sha256(inspect.getsource(getattr(owner, name)).encode()).hexdigest()[:16]
+
+    def apply(self) -> None:
+        owner, name = _locate(self.target)
+        original = inspect.getattr_static(owner, name)
+        if getattr(original, "__maestro__", False):
+            return
+        replacement = self.replace(getattr(owner, name))
+        _mark(replacement)
+        setattr(owner, name, replacement)
+
+
+def _locate(path: str) -> tuple[Any, str]:
+    """The object that holds the attribute that "module:a.b" names, and the attribute's name."""
+    module, _, qualified = path.partition(":")
+    *parents, name = qualified.split(".")
+    owner = importlib.import_module(module)
+    for parent in parents:
+        owner = getattr(owner, parent)
+    return owner, name
+
+
+def _mark(replacement: Any) -> None:
+    marked = replacement.__func__ if isinstance(replacement, (classmethod, staticmethod)) else replacement
+    marked.__maestro__ = True
+    if isinstance(replacement, classmethod):
+        replacement.__maestro__ = True  # type: ignore[attr-defined]
+
+
+def _current_device(_original: Any) -> Any:
+    return lambda: torch.device("cpu")
+
+
+def _do_nothing(_original: Any) -> Any:
+    return lambda *_args, **_kwargs: None
+
+
+def _mesh_on_cpu(original: Any) -> Any:
+    return lambda _device, *args, **kwargs: original("cpu", *args, **kwargs)
+
+
+def _torch_without_cuda_devices(original: types.ModuleType) -> Any:
+    class CpuTorch(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(original, name)
+
+        def device(self, name: Any) -> torch.device:
+            return torch.device("cpu" if str(name).startswith("cuda") else name)
+
+    return CpuTorch("torch")
+
+
+def _with_fp32(original: Any) -> Any:
+    return lambda name: torch.float32 if name == "fp32" else original(name)
+
+
+def _trust_as_configured(original: Any) -> Any:
+    """`from_pretrained` of an Auto class, with trust_remote_code from the run's configuration whatever the caller says."""
+    function = original.__func__
+
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs["trust_remote_code"] = os.environ.get("MAESTRO_TRUST_REMOTE_CODE") == "1"
+        return function(cls, *args, **kwargs)
+
+    return classmethod(from_pretrained)
+
+
+_TRUST = "OpenRLHF hard-codes trust_remote_code=True; here it follows run.trust_remote_code (default False)"
+
+TORCH = (
+    Patch("torch.cuda:current_device", "OpenRLHF moves tensors there", _current_device, "a3f7a0d6ad4a9a6f"),
+    Patch("torch.cuda:empty_cache", "called around every phase", _do_nothing, ""),
+    Patch("torch.cuda:synchronize", "called after every barrier", _do_nothing, ""),
+    Patch("torch.cuda:set_device", "called by setup_distributed", _do_nothing, ""),
+)
+
+TRANSFORMERS = tuple(
+    Patch(f"{module}:{name}.from_pretrained", _TRUST, _trust_as_configured, "", cpu_only=False)
+    for module, name in (
+        ("transformers.models.auto.configuration_auto", "AutoConfig"),
+        ("transformers.models.auto.tokenization_auto", "AutoTokenizer"),
+        ("transformers.models.auto.processing_auto", "AutoProcessor"),
+        ("transformers.models.auto.auto_factory", "_BaseAutoModelClass"),
+    )
+)
+
+OPENRLHF = (
+    Patch(
+        "openrlhf.utils.deepspeed.deepspeed:init_device_mesh",
+        'setup_distributed asks for a "cuda" mesh',
+        _mesh_on_cpu,
+        "",
+        read="openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.setup_distributed",
+    ),
+    Patch(
+        "openrlhf.trainer.ppo_utils.replay_buffer:torch",
+        'the buffer builds torch.device(f"cuda:{...}")',
+        _torch_without_cuda_devices,
+        "",
+        read="openrlhf.trainer.ppo_utils.replay_buffer:NaiveReplayBuffer.__init__",
+    ),
+    Patch("openrlhf.utils.utils:convert_to_torch_dtype", "knows bf16 and fp16 only", _with_fp32, "", cpu_only=False),
+)
+
+
+def apply_patches(*tables: tuple[Patch, ...]) -> None:
+    """Apply the tables' entries to this process, once each. Import OpenRLHF's modules through `openrlhf_modules` first."""
+    on_cpu = worker_device() == "cpu"
+    for table in tables:
+        for patch in table:
+            if on_cpu or not patch.cpu_only:
+                patch.apply()
+
+
+def prepare_process() -> None:
+    """Make this process ready to import and use OpenRLHF's models and trainers, on the device it was started for."""
+    apply_patches(TORCH, TRANSFORMERS)
+    with _flash_attn_stand_in():
+        importlib.import_module("openrlhf.models")
+    apply_patches(OPENRLHF)
+
+
+@contextmanager
+def _flash_attn_stand_in() -> Iterator[None]:
+    """Let `openrlhf.models.ring_attn_utils` be imported where flash-attn is not installed.
+
+    Its names are needed for packed samples only; here a call of any of them raises. The stand-in is taken out of
+    `sys.modules` again, so that nothing else believes flash-attn to be there.
+    """
+    if importlib.util.find_spec("flash_attn") is not None:
+        yield
+        return
+    names = {
+        "flash_attn": (),
+        "flash_attn.utils": (),
+        "flash_attn.bert_padding": ("index_first_axis", "pad_input", "rearrange", "unpad_input"),
+        "flash_attn.utils.distributed": ("all_gather",),
+    }
+    for module_name, functions in names.items():
+        module = types.ModuleType(module_name)
+        for function in functions:
+            setattr(module, function, _needs_flash_attn(function))
+        sys.modules[module_name] = module
+    try:
+        yield
+    finally:
+        for module_name in names:
+            del sys.modules[module_name]
+
+
+def _needs_flash_attn(name: str) -> Callable[..., Any]:
+    def unavailable(*_args: Any, **_kwargs: Any) -> Any:
+        raise RuntimeError(f"flash_attn's {name} is needed for packed samples and ring attention; flash-attn is not installed.")
+
+    return unavailable

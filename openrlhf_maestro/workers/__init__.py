@@ -1,0 +1,1 @@
+"""Ray actors that hold a model: policy, reference, preference model. Each subclasses OpenRLHF's."""

@@ -1,0 +1,168 @@
+"""The policy's optimiser step with this project's objective, inside OpenRLHF's trainer (replay buffer, weight sync, DeepSpeed)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer
+from torch import Tensor
+
+from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.objective import entropy_threshold, kl_loss, loss_denominator, policy_loss
+from openrlhf_maestro.upstream.device import worker_device
+from openrlhf_maestro.workers.forward import token_forward
+
+
+class PolicyTrainer(ActorPPOTrainer):
+    """OpenRLHF's actor trainer with METHOD's objective: quantile and denominators are those of the whole update."""
+
+    maestro: MaestroConfig
+
+    def _init_vllm_sync_group(self, backend: str) -> None:
+        if worker_device() == "cuda":
+            super()._init_vllm_sync_group(backend)
+
+    def ppo_train(self, kl_ctl: float) -> dict[str, float]:
+        """One pass of optimiser steps over the replay buffer; returns the last update's statistics, reduced over ranks."""
+        items = list(self.replay_buffer.items)
+        size = self.replay_buffer.sample_batch_size
+        micro_batches = [self.replay_buffer.collate_fn(items[i : i + size]) for i in range(0, len(items), size)]
+        window = self.strategy.accumulated_gradient
+        status: dict[str, float] = {}
+        for _epoch in range(self.max_epochs):
+            for start in range(0, len(micro_batches), window):
+                status = self._update(micro_batches[start : start + window], kl_ctl)
+        return status
+
+    def _update(self, micro_batches: list[Experience], beta: float) -> dict[str, float]:
+        """One optimiser step over this rank's micro-batches of an update."""
+        device = torch.cuda.current_device()
+        objective = self.maestro.objective
+        batches = [_to_device(micro_batch, device) for micro_batch in micro_batches]
+        threshold = self._entropy_threshold(batches) if objective.top_entropy_quantile < 1 else None
+        denominator = self._denominator(batches)
+        # DeepSpeed averages over micro-batches and ranks; our losses are already shares of one global mean.
+        scale = len(batches) * torch.distributed.get_world_size()
+
+        self.actor.train()
+        totals = torch.zeros(4, dtype=torch.float64, device=device)
+        for batch in batches:
+            loss, statistics = self._loss(batch, threshold, denominator, beta)
+            self.strategy.backward(loss * scale, self.actor, self.actor_optim)
+            self.strategy.optimizer_step(self.actor_optim, self.actor, self.actor_scheduler)
+            totals += statistics
+        torch.distributed.all_reduce(totals)
+        loss_sum, kl_sum, clipped, tokens = totals.tolist()
+        return {
+            "loss": loss_sum,
+            "kl": kl_sum / max(tokens, 1),
+            "clip_ratio": clipped / max(tokens, 1),
+            "grad_norm": self.strategy.get_grad_norm(self.actor),
+            "lr": self.actor_scheduler.get_last_lr()[0],
+        }
+
+    def _loss(
+        self, batch: dict[str, Tensor], threshold: float | None, denominator: float, beta: float
+    ) -> tuple[Tensor, Tensor]:
+        """This micro-batch's share of the loss, and (loss, sum of k3, clipped tokens, tokens) for the log."""
+        config = self.maestro
+        current = token_forward(
+            self.actor.model,
+            batch["sequences"],
+            batch["attention_mask"],
+            batch["action_mask"],
+            temperature=config.rollout.temperature,
+            chunk_tokens=config.ds.logits_chunk_tokens,
+        )
+        mask = batch["loss_mask"]
+        shared: dict[str, Any] = {
+            "loss_type": config.objective.loss_type,
+            "max_completion_length": config.rollout.max_new_tokens,
+            "denominator": denominator,
+        }
+        eps_low, eps_high = config.actor.eps_clip_low_high
+        loss = policy_loss(
+            current.log_probs,
+            batch["old_log_probs"],
+            batch["advantages"],
+            mask,
+            batch["entropy"],
+            importance_sampling_level=config.objective.importance_sampling_level,
+            top_entropy_quantile=config.objective.top_entropy_quantile,
+            entropy_mask=config.objective.entropy_mask,
+            entropy_threshold=threshold,
+            eps_low=eps_low,
+            eps_high=eps_high,
+            **shared,
+        )
+        with torch.no_grad():
+            ratio = (current.log_probs - batch["old_log_probs"]).exp()
+            clipped = (((ratio < 1 - eps_low) | (ratio > 1 + eps_high)) * mask).sum()
+            kl_sum = torch.zeros((), device=mask.device)
+        if beta > 0:
+            loss = loss + beta * kl_loss(current.log_probs, batch["ref_log_probs"], mask, **shared)
+            with torch.no_grad():
+                log_ratio = batch["ref_log_probs"] - current.log_probs
+                kl_sum = ((log_ratio.exp() - 1 - log_ratio) * mask).sum()
+        return loss, torch.stack([loss.detach(), kl_sum, clipped, mask.sum()]).double()
+
+    def _denominator(self, batches: list[dict[str, Tensor]]) -> float:
+        """The loss's denominator for the whole update, over all ranks."""
+        local = sum(
+            loss_denominator(
+                batch["loss_mask"],
+                loss_type=self.maestro.objective.loss_type,
+                max_completion_length=self.maestro.rollout.max_new_tokens,
+            )
+            for batch in batches
+        )
+        total = torch.as_tensor(float(local), dtype=torch.float64, device=torch.cuda.current_device())
+        torch.distributed.all_reduce(total)
+        return max(float(total), 1.0)
+
+    def _entropy_threshold(self, batches: list[dict[str, Tensor]]) -> float:
+        """The entropy at and above which a token counts, over all unmasked tokens of the update on all ranks."""
+        own = torch.cat([batch["entropy"][batch["loss_mask"].bool()] for batch in batches])
+        everyone: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, own.cpu())
+        pooled = torch.cat(everyone)
+        return float(entropy_threshold(pooled, torch.ones_like(pooled), self.maestro.objective.top_entropy_quantile))
+
+    def broadcast_to_vllm(self) -> None:
+        if worker_device() == "cuda":
+            super().broadcast_to_vllm()
+        else:
+            raise RuntimeError("on a CPU the weights go through shared memory: call save_weights")
+
+
+def _to_device(experience: Experience, device: Any) -> dict[str, Tensor]:
+    """The tensors of a micro-batch that the loss reads; (B, T - 1) but for sequences, attention_mask and advantages (B,).
+
+    The token entropies travel in `info` (a list of rows): Experience has no field for them.
+    """
+    width = experience.action_mask.shape[1]
+    mask = experience.action_mask.to(device)
+    dropped = torch.stack([torch.as_tensor(flag) for flag in experience.info["loss_dropped"]]).to(device)
+    tensors = {
+        "sequences": experience.sequences.to(device),
+        "attention_mask": experience.attention_mask.to(device),
+        "action_mask": mask,
+        "loss_mask": mask.float() * (~dropped.bool()).float()[:, None],
+        "old_log_probs": experience.action_log_probs.to(device),
+        "advantages": torch.stack([torch.as_tensor(value) for value in experience.info["advantage"]]).to(device),
+        "entropy": _rows(experience.info["token_entropy"], width).to(device),
+    }
+    if experience.base_action_log_probs is not None:
+        tensors["ref_log_probs"] = experience.base_action_log_probs.to(device)
+    return tensors
+
+
+def _rows(rows: list[Tensor], width: int) -> Tensor:
+    """Rows of differing length, padded with 0 or cut to (B, width)."""
+    padded = torch.zeros(len(rows), width)
+    for index, row in enumerate(rows):
+        length = min(width, len(row))
+        padded[index, :length] = row[:length]
+    return padded

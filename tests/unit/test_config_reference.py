@@ -1,0 +1,70 @@
+"""The generated reference page and the YAMLs in examples/configs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from openrlhf_maestro.config.fields import options
+from openrlhf_maestro.config.load import load_config
+from openrlhf_maestro.config.reference import PAGE, page
+from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.config.sft import SftConfig
+
+CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
+
+
+def rows() -> dict[str, list[str]]:
+    """The cells of the page's tables by option, `train` before `sft`."""
+    found: dict[str, list[str]] = {}
+    for line in page().splitlines():
+        if line.startswith("| `"):
+            cells = [cell.strip() for cell in line.strip("|").replace("\\|", "/").split("|")]
+            found.setdefault(cells[0].strip("`"), cells[1:])
+    return found
+
+
+def test_the_page_in_docs_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m openrlhf_maestro.config.reference`"
+
+
+def test_the_page_has_every_option_with_all_its_cells() -> None:
+    table = rows()
+    for cls in (MaestroConfig, SftConfig):
+        for known in options(cls):
+            default, _, meaning, source = table[known.name]
+            assert default and meaning and source
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("actor.model_name_or_path", ["**required**", "", "Hugging Face name or folder, or bundled:policy", "ours"]),
+        ("rollout.temperature", ["`0.8`", "", "sampling temperature", "paper"]),
+        ("actor.adam.betas", ["`[0.9, 0.999]`", "", "decay rates of the two moments", "Trainer default"]),
+        ("train.colocate_actor_ref", ["`false`", "", "policy and reference share their GPUs", "OpenRLHF 0.11.2"]),
+    ],
+)
+def test_rows_of_the_page(name: str, cells: list[str]) -> None:
+    assert rows()[name] == cells
+
+
+def test_the_items_of_a_list_option_have_their_own_table() -> None:
+    assert "`rewards.components[]`" in page()
+    assert "perplexity / entropy" in rows()["rewards.components[].kind"][2]
+
+
+def test_nothing_but_the_schema_is_in_the_page() -> None:
+    declared = {known.name for cls in (MaestroConfig, SftConfig) for known in options(cls)}
+    assert {name for name in rows() if "[]" not in name} == declared
+
+
+def test_the_quick_start_is_among_the_shipped_configurations() -> None:
+    assert (CONFIGS / "quick_start.yaml").is_file()
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)
+def test_shipped_configurations_load_and_set_nothing_that_has_no_effect(file: Path) -> None:
+    config = load_config(SftConfig if "sft" in file.name else MaestroConfig, ["--config", str(file)])
+    assert not isinstance(config, MaestroConfig) or config.notes() == []

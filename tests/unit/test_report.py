@@ -1,0 +1,577 @@
+"""The page of a run directory: what it shows is what the files hold, whatever state they are in."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from openrlhf_maestro.report import ReportError, write_report
+from openrlhf_maestro.report.summary import wilson_interval
+
+COMPONENTS = ("format", "perplexity", "entropy", "length", "preference")
+RANKED = ("perplexity", "entropy", "preference")
+FAMILIES = ("comparing", "counting", "creative", "social", "translation")
+SMALL = ("counting", "social")
+ROWS = {
+    "comparing": ("Which is the largest: four nine two?", "nine"),
+    "counting": ("How many fig are in: fig pear fig kiwi?", "two"),
+    "creative": ("Write a short story about a shy owl, a lamp and a barn.", "A shy owl found a lamp in the barn."),
+    "social": ("Ann puts the key in the box. Bob moves it to the bag. Where will Ann look?", "the box"),
+    "translation": ("Translate: the sad cat and the owl in the barn", "tas muna e al oru om tas lar"),
+}
+HOSTILE = '</script><img src=x onerror=alert(1)> <b>bold</b> & "quoted" {{ 7 * 7 }} \x1b[31m'
+PROMPTS, GROUP_SIZE = 16, 8
+
+
+def make_run(
+    folder: Path,
+    *,
+    steps: int = 60,
+    evaluations: tuple[int, ...] = (0, 60),
+    families: tuple[str, ...] = FAMILIES,
+    left_out: tuple[str, ...] = (),
+) -> Path:
+    """A run directory with plausible numbers: the Conductor shifts its weight differently for each family.
+
+    `left_out` are beginnings of metrics' keys that this run does not log.
+    """
+    rng = np.random.default_rng(0)
+    (folder / "rollouts").mkdir(parents=True)
+    config = {
+        "run": {"name": "quick_start", "max_steps": 60},
+        "actor": {"model_name_or_path": "bundled:policy", "adam": {"lr": 1e-4}},
+        "conductor": {"kind": "conductor"},
+        "rollout": {"batch_size": PROMPTS, "n_samples_per_prompt": GROUP_SIZE},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    records = [{"step": 0}, *(_training_record(rng, step, steps, families) for step in range(1, steps + 1))]
+    for record in records:
+        if record["step"] in evaluations:
+            record |= _evaluation(rng, record["step"] / 60, families)
+    write_records(
+        folder,
+        [{key: value for key, value in record.items() if not key.startswith(left_out)} for record in records],
+    )
+    for step in range(max(1, steps - 1), steps + 1):
+        rows = [
+            _response(rng, step, group, member, families[group % len(families)])
+            for group in range(PROMPTS)
+            for member in range(GROUP_SIZE)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "rollouts" / f"step_{step:06d}.parquet")
+    return folder
+
+
+def _evaluation(rng: np.random.Generator, progress: float, families: tuple[str, ...]) -> dict[str, float]:
+    n, before = 60, {"comparing": 0.45, "counting": 0.25, "creative": 0.9, "social": 0.57, "translation": 0.8}
+    right = {family: int(rng.binomial(n, min(0.97, before[family] + 0.12 * progress))) for family in families}
+    return {
+        "eval/overall/accuracy": sum(right.values()) / (len(families) * n),
+        "eval/overall/n": len(families) * n,
+        **{f"eval/{family}/accuracy": k / n for family, k in right.items()},
+        **{f"eval/{family}/n": n for family in families},
+    }
+
+
+def _weights(rng: np.random.Generator, step: int, tilt: int) -> np.ndarray:
+    logits = np.array([0.9, 0.1, -0.1, 0.25, 0.0])
+    logits[1 + tilt % 4] += 0.7
+    noisy = logits * step / 60 + rng.normal(0, 0.05, 5)
+    return np.exp(noisy) / np.exp(noisy).sum()
+
+
+def _training_record(rng: np.random.Generator, step: int, steps: int, families: tuple[str, ...]) -> dict[str, Any]:
+    done = step / steps
+    parts = {"generation": 0.27, "experience": 0.12, "update": 0.28, "sync": 0.03}
+    warm_up = 6 if step == 1 else 1
+    seconds = {f"time/{name}_s": warm_up * mean * float(rng.lognormal(0, 0.08)) for name, mean in parts.items()}
+    raw = {
+        "format": 0.93 + 0.05 * done,
+        "perplexity": -1.4 + 0.5 * done,
+        "entropy": 0.9 - 0.3 * done,
+        "length": 0.98,
+        "preference": 0.2 + 1.1 * done,
+    }
+    by_family = {family: _weights(rng, step, index) for index, family in enumerate(families)}
+    overall = np.mean(list(by_family.values()), axis=0)
+    record: dict[str, Any] = {
+        "step": step,
+        "time/step_s": sum(seconds.values()) + 0.02,
+        **seconds,
+        "rollout/tokens": int(128 * (22 - 3 * done) + rng.integers(-90, 90)),
+        "rollout/response_length_mean": 22 - 3 * done + float(rng.normal(0, 0.5)),
+        "rollout/truncated_rate": float(rng.integers(0, 3)) / 128,
+        "rollout/logprob_diff_max": float(10 ** rng.normal(-5.6, 0.15)),
+        "rollout/logprob_diff_mean": float(10 ** rng.normal(-7, 0.05)),
+        "reward/scalar_mean": 0.6 + 0.12 * done + float(rng.normal(0, 0.01)),
+        "advantage/frac_zero_std": float(rng.integers(0, 2)) / 16,
+        "policy/loss": float(rng.normal(0, 0.01)),
+        "policy/kl": 0.02 * done + abs(float(rng.normal(0, 0.002))),
+        "policy/grad_norm": float(rng.lognormal(-1, 0.2)),
+        "policy/lr": 1e-4 * (1 - done) + 1e-6,
+        "conductor/entropy": float(-(overall * np.log(overall)).sum()),
+        "conductor/temperature": 1 - 0.02 * done,
+        "conductor/updates": step // 3,
+        "conductor/meta_loss": float(rng.normal(0, 0.05)) if step % 3 == 0 else None,
+    }
+    for index, name in enumerate(COMPONENTS):
+        record[f"reward/{name}/raw_mean"] = raw[name] + float(rng.normal(0, 0.03))
+        record[f"reward/{name}/missing_rate"] = 0.0
+        record[f"reward/{name}/fault_rate"] = float(rng.integers(0, 6)) / 128 if name == "perplexity" else 0.0
+        record[f"conductor/weight/{name}"] = float(overall[index])
+        for family, weights in by_family.items():
+            record[f"conductor/weight/{family}/{name}"] = float(weights[index])
+    return record
+
+
+def _response(rng: np.random.Generator, step: int, group: int, member: int, family: str) -> dict[str, Any]:
+    """The sixth response of a group breaks the format, the eighth is truncated."""
+    prompt, reference = ROWS[family]
+    broken = member == 5
+    weights = dict(zip(COMPONENTS, _weights(rng, step, group).tolist(), strict=True))
+    norm = {name: int(rng.integers(8)) / 7 if name in RANKED else float(not broken) for name in COMPONENTS}
+    raw = {name: float(rng.normal(-1, 0.5)) if name in RANKED else norm[name] for name in COMPONENTS}
+    response = f"<think>\nlet us see: {prompt}\n</think>\n<answer>\n{reference}\n</answer>"
+    if broken:
+        raw["perplexity"], norm["perplexity"], response = -math.inf, 0.0, response.replace("</think>", "")
+    return {
+        "step": step,
+        "prompt": prompt,
+        "response": response,
+        "reference": reference,
+        "datasource": family,
+        "group": group,
+        "action": COMPONENTS[int(rng.integers(5))],
+        "scalar_reward": sum(weights[name] * norm[name] for name in COMPONENTS),
+        "advantage": float(rng.normal()),
+        "truncated": member == 7,
+        "response_tokens": 22,
+        **{f"raw_{name}": value for name, value in raw.items()},
+        **{f"norm_{name}": value for name, value in norm.items()},
+        **{f"weight_{name}": value for name, value in weights.items()},
+    }
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: tags with attributes, texts in order, and whether every tag is closed."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        """All text, white space folded and thin spaces made plain."""
+        return " ".join(" ".join(self.texts).replace("\u202f", " ").split())
+
+    def attributes(self, name: str) -> list[str | None]:
+        return [attributes[name] for _, attributes in self.tags if name in attributes]
+
+
+def cards(path: Path) -> dict[str, tuple[str, str]]:
+    """Key figures of a page as label -> (value, note)."""
+    pattern = r'<dt>(.*?)</dt><dd class="value">(.*?)</dd><dd class="note">(.*?)</dd>'
+    found = re.findall(pattern, path.read_text(encoding="utf-8").replace("\u202f", " "))
+    return {label: (value, note) for label, value, note in found}
+
+
+def read_records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def write_records(run_dir: Path, records: list[dict[str, Any]]) -> None:
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def edit_rows(path: Path, **values: Any) -> None:
+    """Set columns of every row of a rollout file."""
+    pq.write_table(pa.Table.from_pylist([row | values for row in pq.read_table(path).to_pylist()]), path)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its page; tests that change anything work on a copy."""
+    folder = make_run(tmp_path_factory.mktemp("runs") / "quick_start")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two families and few charts, for the tests that look at other things."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    left_out = ("policy/grad", "policy/l", "conductor/t", "conductor/e", "conductor/m", "rollout/t", "rollout/r")
+    return make_run(folder, families=SMALL, left_out=left_out)
+
+
+@pytest.fixture
+def copy(small_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(small_run, tmp_path / "copy")
+
+
+def test_the_page_is_well_formed_and_every_section_is_there(run_dir: Path) -> None:
+    page = Page(run_dir / "report.html")
+    assert page.open == []
+    sections = [attributes.get("id") for tag, attributes in page.tags if tag == "section"]
+    assert sections == ["accuracy", "weights", "rewards", "policy", "time", "responses", "settings"]
+    linked = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert linked == ["#main", *(f"#{name}" for name in sections)]
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_needs_nothing_but_itself(run_dir: Path) -> None:
+    path = run_dir / "report.html"
+    page, source = Page(path), path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 1_000_000
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
+    assert page.attributes("src") == []
+    assert all(str(link).startswith("#") for link in page.attributes("href"))
+    assert not re.search(r"https?://|@import|url\(", source)
+    assert "default-src 'none'" in str(page.attributes("content"))
+
+
+def test_charts_have_a_description_and_no_colours_of_their_own(run_dir: Path) -> None:
+    source = (run_dir / "report.html").read_text(encoding="utf-8")
+    drawings = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
+    # 6 of weights, 3 of the Conductor, 6 of rewards, 2 of faults, 6 of the policy, 1 of the time
+    assert len(drawings) == 24
+    assert all('role="img" aria-label="' in drawing for drawing in drawings)
+    assert not any(re.search(r"#[0-9a-fA-F]{3,6}\b", drawing) for drawing in drawings)
+    used, defined = set(re.findall(r"var\((--\w+)\)", source)), set(re.findall(r"(--\w+):", source))
+    assert used <= defined
+
+
+def test_the_cards_say_what_the_files_hold(run_dir: Path) -> None:
+    trained = [record for record in read_records(run_dir) if record["step"] > 0]
+    first, last = trained[0], trained[-1]
+    before, after = read_records(run_dir)[0], last
+    times = sorted(record["time/step_s"] for record in trained)
+    median = (times[29] + times[30]) / 2
+    per_token = statistics.median(1000 * record["time/step_s"] / record["rollout/tokens"] for record in trained)
+    change = 100 * (after["eval/overall/accuracy"] - before["eval/overall/accuracy"])
+    cut = 100 * last["rollout/truncated_rate"]
+    largest = max(record["rollout/logprob_diff_max"] for record in trained)
+    assert cards(run_dir / "report.html") == {
+        "Policy": ("bundled:policy", "learned Conductor"),
+        "GRPO steps": ("60 of 60", "finished"),
+        "Prompts × group size": ("16 × 8", "128 responses a step"),
+        "Held-out accuracy": (
+            f"{100 * before['eval/overall/accuracy']:.1f} → {100 * after['eval/overall/accuracy']:.1f} %",
+            f"{change:+.1f} points, n = 300",
+        ),
+        "Final scalar reward": (
+            f"{last['reward/scalar_mean']:.3f}",
+            f"{first['reward/scalar_mean']:.3f} at the first step",
+        ),
+        "Median step time": (f"{median:.3f} s", f"{per_token:.3f} ms a response token"),
+        "Final response length": (
+            f"{last['rollout/response_length_mean']:.1f} tokens",
+            f"{first['rollout/response_length_mean']:.1f} at first, {cut:.1f} % truncated",
+        ),
+        "vLLM − trainer log-prob": (
+            f"≤ {largest:.1e}".replace("e-0", "e-"),
+            f"mean at most {max(record['rollout/logprob_diff_mean'] for record in trained):.1e}".replace("e-0", "e-"),
+        ),
+    }
+
+
+def test_the_accuracy_table_counts_responses(run_dir: Path) -> None:
+    before, after = read_records(run_dir)[0], read_records(run_dir)[-1]
+    text = Page(run_dir / "report.html").text
+    for family in FAMILIES:
+        old, new = round(60 * before[f"eval/{family}/accuracy"]), round(60 * after[f"eval/{family}/accuracy"])
+        row = text[text.index(f"{family} {100 * old / 60:.1f} %") :]
+        assert row.startswith(f"{family} {100 * old / 60:.1f} % {old}/60, ")
+        assert f"{100 * new / 60:.1f} % {new}/60, " in row[:80]
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 20), (1, 20), (186, 300), (60, 60)])
+def test_the_interval_inverts_the_score_test(k: int, n: int) -> None:
+    """Wilson's bounds are the shares p at which k/n lies exactly z standard errors of p away."""
+    low, high = wilson_interval(k, n)
+    assert 0 <= low <= k / n <= high <= 1
+    for bound in (low, high):
+        if 0 < bound < 1:
+            assert abs(k / n - bound) / math.sqrt(bound * (1 - bound) / n) == pytest.approx(1.959964, rel=1e-6)
+
+
+def test_overall_accuracy_is_pooled_where_it_was_not_logged(copy: Path) -> None:
+    records = read_records(copy)
+    for record in records:
+        record.pop("eval/overall/accuracy", None), record.pop("eval/overall/n", None)
+        record |= {"eval/social/n": 20, "eval/social/accuracy": 0.5} if record["step"] in (0, 60) else {}
+    write_records(copy, records)
+    write_report(copy)
+    old, new = (round(60 * records[index]["eval/counting/accuracy"]) + 10 for index in (0, -1))
+    value, note = cards(copy / "report.html")["Held-out accuracy"]
+    assert value == f"{100 * old / 80:.1f} → {100 * new / 80:.1f} %"
+    assert note.endswith("n = 80")
+
+
+@pytest.mark.parametrize(("evaluations", "drawn"), [((0, 60), 0), ((0, 30, 60), len(SMALL) + 1)])
+def test_accuracy_is_drawn_over_steps_from_three_evaluations_on(
+    tmp_path: Path, evaluations: tuple[int, ...], drawn: int
+) -> None:
+    every_other = ("policy", "conductor", "reward", "time", "rollout", "advantage")
+    folder = make_run(tmp_path / "run", evaluations=evaluations, families=SMALL, left_out=every_other)
+    assert write_report(folder).read_text().count('aria-label="Held-out accuracy, ') == drawn
+
+
+def test_hostile_text_stays_text(copy: Path) -> None:
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["run"]["name"] = config["actor"]["model_name_or_path"] = HOSTILE.replace("/", "")
+    (copy / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
+    hostile_keys = {"conductor/weight/<i>$x$</i>/format": 0.2, "reward/<i>own</i>/raw_mean": 0.1}
+    write_records(copy, [record | hostile_keys | {"eval/<i>&amp;</i>/accuracy": 0.5} for record in read_records(copy)])
+    edit_rows(copy / "rollouts/step_000060.parquet", prompt=HOSTILE, response=HOSTILE, reference=HOSTILE)
+    path = write_report(copy)
+    page = Page(path)
+    assert page.open == []
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert not any(attribute.startswith("on") for _, attributes in page.tags for attribute in attributes)
+    seen = HOSTILE.replace("\x1b", "␛")
+    # Prompt and reference once for each of the two groups, and all of a group's eight responses.
+    assert "".join(page.texts).count(seen) == len(SMALL) * (2 + GROUP_SIZE)
+    for name in ("<i>$x$</i>", "<i>own</i>", "<i>&amp;</i>"):
+        assert name in page.text
+        assert name not in path.read_text(encoding="utf-8")
+
+
+def test_each_data_set_shows_the_group_whose_rewards_differ_most(copy: Path) -> None:
+    rows = pq.read_table(copy / "rollouts/step_000060.parquet").to_pylist()
+    text = Page(write_report(copy)).text
+    for family in SMALL:
+        rewards: dict[int, list[float]] = {}
+        for row in rows:
+            if row["datasource"] == family:
+                rewards.setdefault(row["group"], []).append(row["scalar_reward"])
+        widest = max(rewards, key=lambda group: max(rewards[group]) - min(rewards[group]))
+        start = text.index(f"{family} step 60, group {widest}, 8 responses")
+        shown = [float(value) for value in re.findall(r"([\d.]+) reward", text[start:])][:GROUP_SIZE]
+        ordered = sorted(rewards[widest], reverse=True)
+        # Highest and lowest first, the folded ones after them.
+        assert shown == pytest.approx([ordered[0], ordered[-1], *ordered[1:-1]], abs=6e-4)
+
+
+def test_a_data_set_that_the_last_step_did_not_draw_comes_from_the_step_before(copy: Path) -> None:
+    last = copy / "rollouts/step_000060.parquet"
+    rows = pq.read_table(last).to_pylist()
+    pq.write_table(pa.Table.from_pylist([row for row in rows if row["datasource"] != "social"]), last)
+    text = Page(write_report(copy)).text
+    assert "social step 59" in text
+    assert "counting step 60" in text
+    assert "counting step 59" not in text
+
+
+def test_bars_are_as_long_as_normalised_value_and_weight(copy: Path) -> None:
+    edit_rows(
+        copy / "rollouts/step_000060.parquet", norm_format=0.25, weight_format=0.4, norm_length=1.7, raw_length=None
+    )
+    source = write_report(copy).read_text(encoding="utf-8")
+    rows = re.findall(r'<th scope="row">(format|length)\b.*?</tr>', source, flags=re.DOTALL)
+    assert len(rows) == 2 * len(SMALL) * GROUP_SIZE
+    bars = re.search(r'<th scope="row">format\b.*?--share: ([\d.]+)%.*?--share: ([\d.]+)%', source, flags=re.DOTALL)
+    assert bars is not None and bars.groups() == ("25.0", "40.0")
+    length = re.search(
+        r'<th scope="row">length\b.*?<td class="num">(.*?)</td>.*?--share: ([\d.]+)%', source, flags=re.DOTALL
+    )
+    assert length is not None and length.groups() == ("–", "100.0")
+
+
+def test_a_run_that_is_still_writing_reads(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=7)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "time/step_s": 0.')
+    shutil.rmtree(folder / "rollouts")
+    path = write_report(folder)
+    assert cards(path)["GRPO steps"] == ("7 of 60", "so far")
+    page = Page(path)
+    assert "last line of metrics.jsonl is incomplete" in page.text
+    assert "responses" not in page.attributes("id")
+
+
+@pytest.mark.parametrize("content", [None, "", '{"step": 1, "rew'])
+def test_a_run_before_its_first_step_reads(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "config.yaml").write_text("run: {name: young, max_steps: 10}")
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    path = write_report(tmp_path)
+    assert cards(path)["GRPO steps"] == ("0 of 10", "so far")
+    assert "No step has finished yet" in Page(path).text
+
+
+def test_a_run_evaluated_but_not_yet_trained_reads(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=0)
+    shutil.rmtree(folder / "rollouts")
+    value, note = cards(write_report(folder))["Held-out accuracy"]
+    assert value == f"{100 * read_records(folder)[0]['eval/overall/accuracy']:.1f} %"
+    assert note == "at step 0, n = 300"
+
+
+def test_a_single_step_is_visible_in_every_chart(tmp_path: Path) -> None:
+    source = write_report(make_run(tmp_path / "run", steps=1)).read_text(encoding="utf-8")
+    for drawing in re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL):
+        assert re.search(r"<circle|fill: var\(--t0\)", drawing), drawing
+
+
+def test_steps_that_ran_again_after_a_resume_replace_the_earlier_ones(copy: Path) -> None:
+    again = [record | {"reward/scalar_mean": 0.123} for record in read_records(copy) if 41 <= record["step"] <= 45]
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in again)
+    shutil.copy(copy / "rollouts/step_000060.parquet", copy / "rollouts/step_000045.parquet")
+    edit_rows(copy / "rollouts/step_000045.parquet", step=45)
+    path = write_report(copy)
+    assert cards(path)["GRPO steps"] == ("45 of 60", "so far")
+    assert cards(path)["Final scalar reward"][0] == "0.123"
+    text = Page(path).text
+    assert "social step 45" in text
+    assert "social step 60" not in text
+
+
+def test_damaged_files_are_named_and_left_out(copy: Path) -> None:
+    last = copy / "rollouts/step_000060.parquet"
+    last.write_bytes(last.read_bytes()[:500])
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    lines[10] = lines[10][:40]
+    (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (copy / "config.yaml").unlink()
+    text = Page(write_report(copy)).text
+    assert "rollouts/step_000060.parquet could not be read" in text
+    assert "Line 11 of metrics.jsonl could not be read" in text
+    assert "config.yaml is missing" in text
+    assert "social step 59" in text
+
+
+def test_a_rollout_file_without_a_column_is_named(copy: Path) -> None:
+    last = copy / "rollouts/step_000060.parquet"
+    pq.write_table(pq.read_table(last).drop_columns(["advantage"]), last)
+    assert "rollouts/step_000060.parquet could not be read ('advantage')" in Page(write_report(copy)).text
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "is not a run directory"),
+        ({"config.yaml": "model: other\n"}, "is not a run directory"),
+        ({"config.yaml": "run: [\n", "metrics.jsonl": ""}, "is not valid YAML"),
+    ],
+)
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ReportError, match=message) as caught:
+        write_report(tmp_path)
+    assert len(str(caught.value)) < 400
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="is not a folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_values_that_are_not_numbers_leave_a_gap(copy: Path) -> None:
+    records = read_records(copy)
+    for record in records[1:]:
+        record["policy/kl"] = math.nan
+        record["reward/scalar_mean"] = math.inf if record["step"] == 60 else 0.5
+    write_records(copy, records)
+    path = write_report(copy)
+    assert cards(path)["Final scalar reward"][0] == "0.500"
+    assert "KL to the reference" not in Page(path).text
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"), [("missing_rate", "scorer gave no value"), ("fault_rate", "response at fault")]
+)
+def test_only_rates_above_zero_are_drawn(copy: Path, rate: str, words: str) -> None:
+    records = read_records(copy)
+    for record in records[1:]:
+        record["reward/perplexity/fault_rate"] = record["advantage/frac_zero_std"] = 0.0
+    write_records(copy, records)
+    assert "No value was missing" in Page(write_report(copy)).text
+    records[30][f"reward/length/{rate}"] = 0.1
+    write_records(copy, records)
+    text = Page(write_report(copy)).text
+    assert f"length: {words}" in text
+    assert f"format: {words}" not in text
+
+
+def test_weights_that_never_change_are_said_not_drawn(copy: Path) -> None:
+    records = read_records(copy)
+    for record in records[1:]:
+        record |= {key: 0.2 for key in record if key.startswith("conductor/weight/")}
+    write_records(copy, records)
+    text = Page(write_report(copy)).text
+    assert "The same at every step: format 0.200, perplexity 0.200, entropy 0.200" in text
+    assert "the paper's Figure 3" not in text
+
+
+def test_a_slow_first_step_does_not_flatten_the_others(run_dir: Path) -> None:
+    first = read_records(run_dir)[1]["time/step_s"]
+    assert f"Cut off: step 1, {first:.2f} s" in Page(run_dir / "report.html").text
+
+
+def test_the_same_files_give_the_same_page_wherever_it_is_written(run_dir: Path, tmp_path: Path) -> None:
+    target = tmp_path / "pages" / "page.html"
+    assert write_report(run_dir, target) == target
+    assert target.read_bytes() == (run_dir / "report.html").read_bytes()
+
+
+def test_a_failed_write_leaves_the_earlier_page(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_report(copy)
+    before = sorted(copy.iterdir()), (copy / "report.html").read_bytes()
+    write_records(copy, read_records(copy)[:20])
+
+    def full_disk(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(copy)
+    assert (sorted(copy.iterdir()), (copy / "report.html").read_bytes()) == before
+
+
+def test_the_report_imports_nothing_heavy() -> None:
+    heavy = {"torch", "ray", "vllm", "deepspeed", "openrlhf", "transformers"}
+    code = "import sys, openrlhf_maestro.report; print(*(name for name in sys.modules if '.' not in name))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "matplotlib" in loaded
+    assert not heavy & set(loaded)
