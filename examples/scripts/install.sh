@@ -9,6 +9,11 @@ unset PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)"
 VENV="$ROOT/.venv"
+# torch and vLLM compile and preload libraries at run time by paths that must not contain spaces: under a checkout whose
+# path does, .venv is a link to a folder elsewhere.
+if [[ "$ROOT" == *[[:space:]]* ]]; then
+  VENV="${XDG_CACHE_HOME:-$HOME/.cache}/openrlhf_maestro/venv-$(cksum <<<"$ROOT" | cut -d ' ' -f 1)"
+fi
 LOG="$VENV/install.log"
 STAMP="$VENV/installed.sha256"
 OPS="$VENV/torch_extensions" # `maestro` sets TORCH_EXTENSIONS_DIR to this folder
@@ -76,8 +81,10 @@ list_missing() {
   fi
   command -v "${CXX:-c++}" >/dev/null && command -v "${CXX:-g++}" >/dev/null ||
     echo "a C++ compiler, ${CXX:-g++} (Debian, Ubuntu: apt-get install g++)"
-  free_gb="$(df -Pk "$ROOT" | awk 'NR == 2 { print int($4 / 1048576) }')"
-  ((free_gb >= DISK_GB)) || echo "$DISK_GB GB of free disk space at $ROOT (there are $free_gb)"
+  [[ "$VENV" != *[[:space:]]* ]] ||
+    echo "a folder without spaces in its path for the environment: set XDG_CACHE_HOME to one, or move the checkout"
+  free_gb="$(df -Pk "${VENV%/*}" | awk 'NR == 2 { print int($4 / 1048576) }')"
+  ((free_gb >= DISK_GB)) || echo "$DISK_GB GB of free disk space at ${VENV%/*} (there are $free_gb)"
 }
 
 step() {
@@ -98,6 +105,10 @@ step() {
 
 pip_install() {
   "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off --no-compile "$@"
+}
+
+link_venv() {
+  [[ "$ROOT/.venv" -ef "$VENV" ]] || { rm -rf "$ROOT/.venv" && ln -s "$VENV" "$ROOT/.venv"; }
 }
 
 make_venv() {
@@ -147,12 +158,8 @@ build_ops() {
   cpu | cmp -s - "$OPS/cpu" || rm -rf "${OPS:?}"/*
   rm -f "$OPS"/*/lock # left by a killed build; the next one would wait for ever
   PATH="$VENV/bin:$PATH" TORCH_EXTENSIONS_DIR="$OPS" DS_ACCELERATOR=cpu "$VENV/bin/python" -c '
-import shlex
-
 from deepspeed.ops.op_builder.cpu import FusedAdamBuilder, ShareMemCommBuilder
-from torch.utils import cpp_extension
 
-cpp_extension.TORCH_LIB_PATH = shlex.quote(cpp_extension.TORCH_LIB_PATH)  # torch itself quotes every path but this one
 for builder in (ShareMemCommBuilder, FusedAdamBuilder):
     builder().load()
 '
@@ -160,7 +167,7 @@ for builder in (ShareMemCommBuilder, FusedAdamBuilder):
 }
 
 up_to_date() {
-  [[ -f "$STAMP" ]] && venv_usable && fingerprint | cmp -s - "$STAMP"
+  [[ -f "$STAMP" && "$ROOT/.venv" -ef "$VENV" ]] && venv_usable && fingerprint | cmp -s - "$STAMP"
 }
 
 if up_to_date; then
@@ -176,11 +183,13 @@ if up_to_date; then
 fi
 
 if venv_usable; then PYTHON_FOUND="$VENV/bin/python"; else PYTHON_FOUND="$(find_python)"; fi
+mkdir -p "${VENV%/*}"
 MISSING="$(list_missing "$PYTHON_FOUND")"
 [[ -z "$MISSING" ]] || fail "MAESTRO cannot be installed here. Missing:" "  - ${MISSING//$'\n'/$'\n'  - }"
 
 rm -f "$STAMP"
 mkdir -p "$VENV"
+link_venv
 date >"$LOG"
 echo "MAESTRO: installing the CPU stack into $VENV (some minutes, the first time only)"
 venv_usable || step "virtual environment ($("$PYTHON_FOUND" -V))" make_venv

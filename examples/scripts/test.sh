@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 bash examples/scripts/install.sh
-BIN="$PWD/.venv/bin"
+BIN="$(cd -P .venv/bin && pwd)" # .venv may be a link; see install.sh
 (($# == 0)) || exec "$BIN/python" -m pytest "$@"
 
 failed=()

@@ -23,6 +23,8 @@ def process_environment(device: str, trust_remote_code: bool, threads: int = 1) 
         "NCCL_DEBUG": "WARN",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
+        # Ray's new behaviour, without the warning about the old one.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     fixed = {"MAESTRO_DEVICE": device, "MAESTRO_TRUST_REMOTE_CODE": str(int(trust_remote_code))}
     if device == "cpu":

@@ -22,6 +22,7 @@ from vllm import SamplingParams  # noqa: E402
 
 from openrlhf_maestro.rollout.responses import Response  # noqa: E402
 
+PREFILL_TOKENS = 2048  # vLLM's own default budget of a scheduling step
 WORKER_EXTENSION = "openrlhf_maestro.rollout.worker_extension.WorkerExtension"
 
 
@@ -43,6 +44,9 @@ class RolloutEngine(plain_class(vllm_engine.RolloutRayActor)):  # type: ignore[m
         if cpu:
             # On a CPU vLLM sizes its cache by VLLM_CPU_KVCACHE_SPACE.
             kwargs.pop("gpu_memory_utilization", None)
+            # A prompt prefilled in two chunks rewinds its seeded generator, which a CPU generator cannot do: vLLM would die.
+            kwargs["enable_chunked_prefill"] = False
+            kwargs["max_num_batched_tokens"] = max(kwargs["max_model_len"], PREFILL_TOKENS)
         await super().__init__(*args, worker_extension_cls=WORKER_EXTENSION, **kwargs)
         self.executor = ResponseExecutor()
 

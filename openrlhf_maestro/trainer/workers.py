@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from openrlhf.trainer.ray import vllm_engine
 from openrlhf.trainer.ray.launcher import RayActorGroup
 from openrlhf.trainer.ray.vllm_engine import create_vllm_engines
 from ray.util.placement_group import placement_group
@@ -14,6 +13,7 @@ from ray.util.placement_group import placement_group
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.rollout.engine import RolloutEngine
 from openrlhf_maestro.upstream.device import param_dtype
+from openrlhf_maestro.upstream.patches import put_class
 from openrlhf_maestro.workers.policy import PolicyWorker
 from openrlhf_maestro.workers.preference import PreferenceWorker
 from openrlhf_maestro.workers.reference import ReferenceWorker
@@ -74,29 +74,23 @@ def _group(worker: type, nodes: int, gpus_per_node: int, placement: Any) -> RayA
 def _engines(config: MaestroConfig, device: str, placement: Any) -> list[Any]:
     vllm = config.vllm
     dtype = VLLM_DTYPES[param_dtype(config.ds.param_dtype, device)]
-    original = vllm_engine.RolloutRayActor
-    # create_vllm_engines names the actor class and fixes dtype and trust_remote_code: both are exchanged here.
-    vllm_engine.RolloutRayActor = _EngineClass(
-        dtype=dtype, trust_remote_code=config.run.trust_remote_code, cpu=device == "cpu"
+    engine_class = _EngineClass(dtype=dtype, trust_remote_code=config.run.trust_remote_code, cpu=device == "cpu")
+    put_class("openrlhf.trainer.ray.vllm_engine:RolloutRayActor", engine_class)
+    return create_vllm_engines(
+        vllm.num_engines,
+        vllm.tensor_parallel_size,
+        config.actor.model_name_or_path,
+        config.train.seed,
+        config.train.full_determinism_enable,
+        vllm.enable_prefix_caching,
+        vllm.enforce_eager or device == "cpu",
+        config.data.max_len,
+        placement,
+        vllm.gpu_memory_utilization,
+        vllm.enable_sleep,
+        # The default differs from the trainer's log-probs at any temperature but 1.
+        "processed_logprobs",
     )
-    try:
-        return create_vllm_engines(
-            vllm.num_engines,
-            vllm.tensor_parallel_size,
-            config.actor.model_name_or_path,
-            config.train.seed,
-            config.train.full_determinism_enable,
-            vllm.enable_prefix_caching,
-            vllm.enforce_eager or device == "cpu",
-            config.data.max_len,
-            placement,
-            vllm.gpu_memory_utilization,
-            vllm.enable_sleep,
-            # The default differs from the trainer's log-probs at any temperature but 1.
-            "processed_logprobs",
-        )
-    finally:
-        vllm_engine.RolloutRayActor = original
 
 
 class _EngineClass:

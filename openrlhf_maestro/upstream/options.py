@@ -156,6 +156,7 @@ def _not_used(config: MaestroConfig) -> dict[str, Any]:
         "actor.entropy_coef": None,
         "actor.freeze_visual_encoder": False,
         "critic.model_name_or_path": None,
+        "train.colocate_critic_reward": False,
         "train.enable_ema": False,
         "train.ema_beta": 0.992,
         "train.dynamic_batch_enable": False,

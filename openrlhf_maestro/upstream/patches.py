@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -27,12 +28,13 @@ class Patch:
     """One replaced attribute.
 
     `target` and `read` are "module:qualified.name"; `read` is the upstream code that makes the patch necessary (default
-    the target) and `sha256` the first 16 digits of its source's hash. `replace` maps the original to its replacement.
+    the target) and `sha256` the first 16 digits of its source's hash. `replace` maps the original to its replacement; None
+    where that depends on the run (`put_class`).
     """
 
     target: str
     reason: str
-    replace: Callable[[Any], Any]
+    replace: Callable[[Any], Any] | None
     sha256: str
     read: str | None = None
     cpu_only: bool = True
@@ -44,7 +46,7 @@ class Patch:
     def apply(self) -> None:
         owner, name = _locate(self.target)
         original = inspect.getattr_static(owner, name)
-        if getattr(original, "__maestro__", False):
+        if self.replace is None or getattr(original, "__maestro__", False):
             return
         replacement = self.replace(getattr(owner, name))
         _mark(replacement)
@@ -109,19 +111,19 @@ def _trust_as_configured(original: Any) -> Any:
 _TRUST = "OpenRLHF hard-codes trust_remote_code=True; here it follows run.trust_remote_code (default False)"
 
 TORCH = (
-    Patch("torch.cuda:current_device", "OpenRLHF moves tensors there", _current_device, "a3f7a0d6ad4a9a6f"),
-    Patch("torch.cuda:empty_cache", "called around every phase", _do_nothing, ""),
-    Patch("torch.cuda:synchronize", "called after every barrier", _do_nothing, ""),
-    Patch("torch.cuda:set_device", "called by setup_distributed", _do_nothing, ""),
+    Patch("torch.cuda:current_device", "OpenRLHF moves tensors there", _current_device, "6e9804168a5c7f8c"),
+    Patch("torch.cuda:empty_cache", "called around every phase", _do_nothing, "bce971e6854fcc53"),
+    Patch("torch.cuda:synchronize", "called after every barrier", _do_nothing, "7055e6143ffee8f1"),
+    Patch("torch.cuda:set_device", "called by setup_distributed", _do_nothing, "86c6d0bf42224be6"),
 )
 
 TRANSFORMERS = tuple(
-    Patch(f"{module}:{name}.from_pretrained", _TRUST, _trust_as_configured, "", cpu_only=False)
-    for module, name in (
-        ("transformers.models.auto.configuration_auto", "AutoConfig"),
-        ("transformers.models.auto.tokenization_auto", "AutoTokenizer"),
-        ("transformers.models.auto.processing_auto", "AutoProcessor"),
-        ("transformers.models.auto.auto_factory", "_BaseAutoModelClass"),
+    Patch(f"transformers.models.auto.{owner}.from_pretrained", _TRUST, _trust_as_configured, sha256, cpu_only=False)
+    for owner, sha256 in (
+        ("configuration_auto:AutoConfig", "3b97c759230ad7b9"),
+        ("tokenization_auto:AutoTokenizer", "4adaf31537ed91da"),
+        ("processing_auto:AutoProcessor", "219cadfaf619c5fc"),
+        ("auto_factory:_BaseAutoModelClass", "1d4989bbe43de5d3"),
     )
 )
 
@@ -130,18 +132,45 @@ OPENRLHF = (
         "openrlhf.utils.deepspeed.deepspeed:init_device_mesh",
         'setup_distributed asks for a "cuda" mesh',
         _mesh_on_cpu,
-        "",
+        "979d281389a0a57a",
         read="openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.setup_distributed",
     ),
     Patch(
         "openrlhf.trainer.ppo_utils.replay_buffer:torch",
         'the buffer builds torch.device(f"cuda:{...}")',
         _torch_without_cuda_devices,
-        "",
+        "4b675d5bdab2b09f",
         read="openrlhf.trainer.ppo_utils.replay_buffer:NaiveReplayBuffer.__init__",
     ),
-    Patch("openrlhf.utils.utils:convert_to_torch_dtype", "knows bf16 and fp16 only", _with_fp32, "", cpu_only=False),
+    Patch("openrlhf.utils.utils:convert_to_torch_dtype", "knows bf16 and fp16 only", _with_fp32, "042a16e2ff51cd90", cpu_only=False),
 )
+
+
+# Classes that OpenRLHF's code finds by a module's global name, where ours goes: see `put_class`.
+CLASSES = (
+    Patch(
+        "openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer",
+        "PolicyModelActor builds its trainer by this name; ours has METHOD's objective",
+        None,
+        "1c647f50beb14916",
+        cpu_only=False,
+    ),
+    Patch(
+        "openrlhf.trainer.ray.vllm_engine:RolloutRayActor",
+        "create_vllm_engines starts this actor, with bfloat16 and trust_remote_code fixed; ours takes the configured ones",
+        None,
+        "70331b59ea5bd152",
+        read="openrlhf.trainer.ray.vllm_engine:create_vllm_engines",
+        cpu_only=False,
+    ),
+)
+
+
+def put_class(target: str, replacement: Any) -> None:
+    """Exchange one of `CLASSES`."""
+    patch = next(patch for patch in CLASSES if patch.target == target)
+    owner, name = _locate(patch.target)
+    setattr(owner, name, replacement)
 
 
 def apply_patches(*tables: tuple[Patch, ...]) -> None:
@@ -156,9 +185,14 @@ def apply_patches(*tables: tuple[Patch, ...]) -> None:
 def prepare_process() -> None:
     """Make this process ready to import and use OpenRLHF's models and trainers, on the device it was started for."""
     apply_patches(TORCH, TRANSFORMERS)
+    import_openrlhf()
+    apply_patches(OPENRLHF)
+
+
+def import_openrlhf() -> None:
+    """Import OpenRLHF's models, which everything else of it imports, with or without flash-attn."""
     with _flash_attn_stand_in():
         importlib.import_module("openrlhf.models")
-    apply_patches(OPENRLHF)
 
 
 @contextmanager
@@ -171,6 +205,9 @@ def _flash_attn_stand_in() -> Iterator[None]:
     if importlib.util.find_spec("flash_attn") is not None:
         yield
         return
+    # Both look for flash-attn when they are imported, and must not find the stand-in.
+    importlib.import_module("transformers.modeling_utils")
+    importlib.import_module("peft")
     names = {
         "flash_attn": (),
         "flash_attn.utils": (),

@@ -12,7 +12,7 @@ from torch import Tensor
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.upstream.actors import log_to_file, plain_class
 from openrlhf_maestro.upstream.device import worker_device
-from openrlhf_maestro.upstream.patches import prepare_process
+from openrlhf_maestro.upstream.patches import prepare_process, put_class
 
 prepare_process()
 
@@ -46,7 +46,7 @@ class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[mis
 
     def init_model_from_pretrained(self, config: MaestroConfig, total_updates: int, vllm_engines: list[Any]) -> None:
         self.config = config
-        ppo_actor.ActorPPOTrainer = PolicyTrainer
+        put_class("openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer", PolicyTrainer)
         arguments = openrlhf_arguments(config, worker_device())
         super().init_model_from_pretrained(
             get_strategy(arguments), config.actor.model_name_or_path, total_updates, vllm_engines

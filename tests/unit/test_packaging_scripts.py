@@ -35,10 +35,10 @@ esac
 
 
 class Checkout:
-    """A copy of what install.sh reads, in a folder with a space in its name."""
+    """A copy of what install.sh reads."""
 
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "a checkout"
+    def __init__(self, folder: Path, name: str = "checkout") -> None:
+        self.root = folder / name
         self.calls_file = folder / "calls"
         self.python = folder / "python3.11"
         self.python.write_text(DOUBLE, encoding="utf-8")
@@ -69,6 +69,7 @@ class Checkout:
 
     def steps_after_venv(self) -> list[str]:
         return [
+            "wheel",
             "torch==2.13.0+cpu",
             f"{self.root}/requirements-cpu.txt",
             f"{self.root}/requirements-cpu-nodeps.txt",
@@ -121,7 +122,7 @@ def test_failed_step_shows_its_log_and_is_taken_up_again(checkout: Checkout) -> 
     assert result.returncode == 1
     assert "no such thing: nodeps" in result.stdout
     assert "Installation stopped at: OpenRLHF, vLLM" in result.stderr
-    assert checkout.calls() == checkout.all_steps()[:4]
+    assert checkout.calls() == checkout.all_steps()[:5]
 
     assert checkout.install().returncode == 0
     assert checkout.calls() == checkout.steps_after_venv()
@@ -135,14 +136,16 @@ def test_failed_compilation_is_a_failed_installation(checkout: Checkout) -> None
 def test_torch_comes_from_pytorch_s_index_where_pip_s_own_lacks_it(checkout: Checkout) -> None:
     result = checkout.install(fail_on="torch==2.13.0+cpu")
     assert result.returncode == 0
-    assert checkout.calls()[1:3] == ["torch==2.13.0+cpu", "https://download.pytorch.org/whl/cpu"]
+    assert checkout.calls()[2:4] == ["torch==2.13.0+cpu", "https://download.pytorch.org/whl/cpu"]
 
 
 def test_missing_cpu_torch_stops_before_anything_large(checkout: Checkout) -> None:
-    result = checkout.install(fail_on="t")
+    result = checkout.install(
+        fail_on="to"
+    )  # torch==2.13.0+cpu and https://download.pytorch.org, and nothing before them
     assert result.returncode == 1
     assert "PIP_FIND_LINKS" in result.stdout
-    assert checkout.calls() == ["venv", "torch==2.13.0+cpu", "https://download.pytorch.org/whl/cpu"]
+    assert checkout.calls() == ["venv", "wheel", "torch==2.13.0+cpu", "https://download.pytorch.org/whl/cpu"]
 
 
 def test_lock_of_a_killed_compilation_is_removed(checkout: Checkout) -> None:
@@ -171,6 +174,24 @@ def test_moved_checkout_gets_a_new_environment(checkout: Checkout) -> None:
     checkout.root = checkout.root.rename(checkout.root.with_name("moved"))
     assert checkout.install().returncode == 0
     assert checkout.calls() == checkout.all_steps()
+
+
+def test_spaces_in_the_path_put_the_environment_elsewhere(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path, "a checkout")
+    result = checkout.install(XDG_CACHE_HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    venv = (checkout.root / ".venv").resolve()
+    assert venv.parent == tmp_path / "openrlhf_maestro"
+    assert checkout.calls()[-1] == f"compile in {venv}/torch_extensions"
+    assert "up to date" in checkout.install(XDG_CACHE_HOME=str(tmp_path)).stdout
+
+
+def test_nowhere_without_spaces_is_refused(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path, "a checkout")
+    result = checkout.install(XDG_CACHE_HOME=str(tmp_path / "a cache"))
+    assert result.returncode == 1
+    assert "a folder without spaces in its path" in result.stderr
+    assert checkout.calls() == []
 
 
 def test_unsupported_python_is_named(checkout: Checkout) -> None:

@@ -122,7 +122,7 @@ def is_good_story(prompt: str, reference: str, answer: str) -> bool:
 
 
 def _tell(rng: random.Random, slots: dict[str, str], number: str, mood: str) -> str:
-    """A story from the stock of sentences. An empty slot would show: callers give all four."""
+    """A story from the stock of sentences; `slots` has trait, animal, thing and place."""
     opening = rng.choice(_OPENINGS)
     parts = [opening[:-1] + " and found a {thing}."] if _NUMBERS[number] == 2 else [opening, rng.choice(_MIDDLES)]
     return " ".join([*parts, rng.choice(_ENDS[mood])]).format(**slots)
