@@ -192,22 +192,29 @@ class MaestroConfig(Section):
     def notes(self) -> list[str]:
         """Options that were set but have no effect in this combination, one sentence each."""
         found = []
-        chosen = self.conductor.model_fields_set - {"kind"}
         effective = {
             "conductor": set(type(self.conductor).model_fields) - {"component", "weights"},
             "single": {"component"},
             "fixed": {"weights"},
         }.get(self.conductor.kind, set())
-        for field in sorted(chosen - effective):
+        for field in sorted(_changed(self.conductor) - effective - {"kind"}):
             found.append(f"conductor.{field} has no effect with conductor.kind: {self.conductor.kind}.")
         if not self.uses_reference:
-            for field in sorted(self.objective.model_fields_set & {"ref_sync_steps", "ref_mixup_alpha"}):
+            for field in sorted(_changed(self.objective) & {"ref_sync_steps", "ref_mixup_alpha"}):
                 found.append(f"objective.{field} has no effect with algo.kl.init_coef: 0 (there is no reference).")
-        if "entropy_mask" in self.objective.model_fields_set and self.objective.top_entropy_quantile == 1.0:
+        if "entropy_mask" in _changed(self.objective) and self.objective.top_entropy_quantile == 1.0:
             found.append("objective.entropy_mask has no effect with objective.top_entropy_quantile: 1.0.")
         if self.reward.model_name_or_path and not self.component_of_kind("preference"):
             found.append("reward.model_name_or_path has no effect without a `preference` component.")
         return found
+
+
+def _changed(section: Section) -> set[str]:
+    """Names of the options that do not have their default."""
+    fields = type(section).model_fields
+    return {
+        name for name, field in fields.items() if getattr(section, name) != field.get_default(call_default_factory=True)
+    }
 
 
 def _does_not_divide(what: str, total: int, micro: int, ranks: int, name: str, group: int = 1) -> Iterator[str]:

@@ -55,7 +55,7 @@ class ActorSection(Section):
         "({} changes none)",
     )
     num_nodes: int = option(1, "nodes of the policy", source=OPENRLHF, ge=1)
-    num_gpus_per_node: int = option(8, "ranks on a node (logical GPUs on a CPU)", source=OPENRLHF, ge=1)
+    num_gpus_per_node: int = option(1, "ranks on a node (logical GPUs on a CPU)", ge=1)
     gradient_checkpointing_enable: bool = option(False, "recompute activations in the backward pass", source=OPENRLHF)
     gradient_checkpointing_reentrant: bool = option(False, "the older kind of checkpointing", source=OPENRLHF)
     adam: AdamSection = section(AdamSection)
@@ -74,7 +74,7 @@ class RefSection(Section):
     """The reference model of the KL term; started only where algo.kl.init_coef > 0."""
 
     num_nodes: int = option(1, "nodes of the reference", source=OPENRLHF, ge=1)
-    num_gpus_per_node: int = option(8, "ranks on a node", source=OPENRLHF, ge=1)
+    num_gpus_per_node: int = option(1, "ranks on a node", ge=1)
     offload: bool = option(False, "keep its parameters in CPU memory between forwards", source=OPENRLHF)
 
 
@@ -83,7 +83,7 @@ class RewardSection(Section):
 
     model_name_or_path: str | None = option(None, "a Hugging Face sequence-classification model, or bundled:preference")
     num_nodes: int = option(1, "nodes of the preference model", source=OPENRLHF, ge=1)
-    num_gpus_per_node: int = option(8, "ranks on a node", source=OPENRLHF, ge=1)
+    num_gpus_per_node: int = option(1, "ranks on a node", ge=1)
     offload: bool = option(False, "keep its parameters in CPU memory between forwards", source=OPENRLHF)
     max_len: int = option(
         4096, "longest prompt + response it reads; a longer one is the response's fault", unit="its tokens", ge=1

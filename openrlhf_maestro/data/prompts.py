@@ -33,7 +33,7 @@ class Prompt:
     """One row: what the policy is asked, and what is known about the answer.
 
     `text` is the prompt as the policy is shown it before a chat template; `messages` the same as chat messages;
-    `token_ids` the rendered prompt, None before `fit_prompts`. `source` and `row` (from 1) say where it stands and are
+    `token_ids` the rendered prompt, empty before `fit_prompts`. `source` and `row` (from 1) say where it stands and are
     unique together; `id` is the row's own, else file name and row, the same wherever the file lies. `metadata` holds
     the columns that have no other place here.
     """
@@ -45,7 +45,7 @@ class Prompt:
     datasource: str
     source: str
     row: int
-    token_ids: list[int] | None = None
+    token_ids: list[int] = field(default_factory=list)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 

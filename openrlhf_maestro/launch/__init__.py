@@ -1,4 +1,4 @@
-"""What a process needs before it starts: environment and Ray settings. Imports `config` only (login nodes have no torch)."""
+"""What a process needs before it starts. Imports `config` only: login nodes have no torch."""
 
 from openrlhf_maestro.launch.environment import ray_settings, worker_environment
 

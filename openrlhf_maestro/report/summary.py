@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from openrlhf_maestro.evaluation.accuracy import Accuracy
 from openrlhf_maestro.report.formats import NONE, number, percent, points, seconds
 from openrlhf_maestro.report.run import Run
 
-Z_95 = 1.959964
 OVERALL = "overall"
 
 # Parts of time/step_s, in the order they happen.
@@ -36,7 +36,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Evaluation:
     """Share of held-out responses that the rule accepts, after `step` steps; n is 0 where it was not logged."""
 
     step: int
@@ -51,7 +51,7 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Wilson's 95 % interval of the share; None without n."""
-        return wilson_interval(self.k, self.n) if self.n else None
+        return Accuracy(self.k, self.n).interval() if self.n else None
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class AccuracyRow:
     """Held-out accuracy of one data set: every evaluation of the run, first to last."""
 
     datasource: str
-    evaluations: list[Accuracy]
+    evaluations: list[Evaluation]
 
     @property
-    def first(self) -> Accuracy:
+    def first(self) -> Evaluation:
         return self.evaluations[0]
 
     @property
-    def last(self) -> Accuracy:
+    def last(self) -> Evaluation:
         return self.evaluations[-1]
 
     @property
@@ -96,21 +96,13 @@ class Timing:
         return sum(self.phases[phase]) / whole if whole else math.nan
 
 
-def wilson_interval(k: int, n: int) -> tuple[float, float]:
-    """95 % interval of a binomial share k/n (Wilson 1927), inside [0, 1]; n >= 1."""
-    share = k / n
-    centre = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def accuracy_rows(run: Run) -> list[AccuracyRow]:
     """One row a data set, sorted, and the overall one last: logged, or the sum of the others where all have n."""
     rows = []
     for datasource in run.names_between("eval/", "/accuracy"):
         shares, sizes = run.series(f"eval/{datasource}/accuracy"), run.series(f"eval/{datasource}/n")
         evaluations = [
-            Accuracy(step, share, 0 if math.isnan(n) else int(n))
+            Evaluation(step, share, 0 if math.isnan(n) else int(n))
             for step, share, n in zip(shares.steps, shares.values, sizes.at(shares.steps), strict=True)
             if not math.isnan(share)
         ]
@@ -124,12 +116,12 @@ def accuracy_rows(run: Run) -> list[AccuracyRow]:
 def _pooled(rows: list[AccuracyRow]) -> AccuracyRow | None:
     if len(rows) < 2:
         return None
-    by_step: dict[int, list[Accuracy]] = {}
+    by_step: dict[int, list[Evaluation]] = {}
     for row in rows:
         for evaluation in row.evaluations:
             by_step.setdefault(evaluation.step, []).append(evaluation)
     pooled = [
-        Accuracy(step, sum(part.k for part in parts) / sum(part.n for part in parts), sum(part.n for part in parts))
+        Evaluation(step, sum(part.k for part in parts) / sum(part.n for part in parts), sum(part.n for part in parts))
         for step, parts in sorted(by_step.items())
         if len(parts) == len(rows) and all(part.n for part in parts)
     ]

@@ -1,4 +1,4 @@
-"""The token sequence on which the `perplexity` component is measured: the reference answer after the response's own reasoning."""
+"""What the `perplexity` component is measured on: the reference answer after the response's own reasoning."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def teacher_forced(
 
 
 def _tokens_until_closed(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:
-    """The smallest number of leading tokens whose text holds the closing tag; a token that goes beyond it is included."""
+    """The smallest number of leading tokens whose text holds the closing tag, with what its last token adds to it."""
     low, high = 1, len(token_ids)
     while low < high:
         middle = (low + high) // 2

@@ -11,16 +11,16 @@ from openrlhf_maestro.upstream.actors import log_to_file, plain_class
 from openrlhf_maestro.upstream.device import worker_device
 
 if worker_device() == "cpu":
-    # vLLM reads these when it is imported. Its sampler would otherwise be compiled at the first request (17 s measured), and
-    # every engine would start one more process.
+    # vLLM reads these when it is imported. Its sampler would otherwise be compiled at the first request (17 s were
+    # measured), and every engine would start one more process.
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
-from openrlhf.trainer.ray import vllm_engine  # noqa: E402
-from openrlhf.utils.agent import AgentExecutorBase  # noqa: E402
-from vllm import SamplingParams  # noqa: E402
+from openrlhf.trainer.ray import vllm_engine
+from openrlhf.utils.agent import AgentExecutorBase
+from vllm import SamplingParams
 
-from openrlhf_maestro.rollout.responses import Response  # noqa: E402
+from openrlhf_maestro.rollout.responses import Response
 
 PREFILL_TOKENS = 2048  # vLLM's own default budget of a scheduling step
 WORKER_EXTENSION = "openrlhf_maestro.rollout.worker_extension.WorkerExtension"
@@ -39,20 +39,20 @@ class ResponseExecutor(AgentExecutorBase):
 class RolloutEngine(plain_class(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
     """One vLLM engine."""
 
-    async def __init__(self, *args: Any, engine_index: int, cpu: bool, **kwargs: Any) -> None:
+    async def __init__(  # type: ignore[misc]
+        self, *args: Any, engine_index: int, cpu: bool, **kwargs: Any
+    ) -> None:
         log_to_file(f"vllm_engine{engine_index}")
         if cpu:
             # On a CPU vLLM sizes its cache by VLLM_CPU_KVCACHE_SPACE.
             kwargs.pop("gpu_memory_utilization", None)
-            # A prompt prefilled in two chunks rewinds its seeded generator, which a CPU generator cannot do: vLLM would die.
+            # A prompt prefilled in chunks rewinds its seeded generator, which one on a CPU cannot do: vLLM would die.
             kwargs["enable_chunked_prefill"] = False
             kwargs["max_num_batched_tokens"] = max(kwargs["max_model_len"], PREFILL_TOKENS)
         await super().__init__(*args, worker_extension_cls=WORKER_EXTENSION, **kwargs)
         self.executor = ResponseExecutor()
 
-    async def sample(
-        self, prompt_token_ids: list[int], sampling: dict[str, Any], seeds: list[int]
-    ) -> list[Response]:
+    async def sample(self, prompt_token_ids: list[int], sampling: dict[str, Any], seeds: list[int]) -> list[Response]:
         """One response a seed, in the order of the seeds. `sampling`: arguments of vLLM's SamplingParams."""
         requests = [
             self.executor.execute(prompt_token_ids, SamplingParams(seed=seed, **sampling), self) for seed in seeds

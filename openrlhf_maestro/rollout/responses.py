@@ -33,7 +33,7 @@ class Response:
 def response_seed(run_seed: int, purpose: str, step: int, prompt_id: str, sample: int) -> int:
     """A 63-bit sampling seed that no other response of the run shares.
 
-    It depends on nothing but its arguments: the same response comes back after a resume, on another engine, in another batch.
+    It depends on its arguments alone: the same response comes back after a resume, on another engine, in another batch.
     """
     key = f"{run_seed}|{purpose}|{step}|{prompt_id}|{sample}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1

@@ -45,7 +45,10 @@ class Sampler:
         }
         pending = {}
         for index, prompt in enumerate(prompts):
-            seeds = [response_seed(self.seed, purpose, step, f"{prompt.id}#{prompt.row}", sample) for sample in range(n_samples)]
+            seeds = [
+                response_seed(self.seed, purpose, step, f"{prompt.id}#{prompt.row}", sample)
+                for sample in range(n_samples)
+            ]
             engine = self.engines[index % len(self.engines)]
             pending[engine.sample.remote(prompt.token_ids, sampling, seeds)] = index
         results: list[list[Response]] = [[] for _ in prompts]

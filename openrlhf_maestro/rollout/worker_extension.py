@@ -17,12 +17,14 @@ class WorkerExtension(WorkerWrap):
         from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
         model = self.model_runner.model
-        # On a CPU linear weights are pre-packed after loading, so model.load_weights alone fails; reload_weights packs anew.
+        # On a CPU linear weights are pre-packed after loading: model.load_weights fails, reload_weights packs anew.
         self.model_runner.reload_weights(weights_iterator=load_file(path).items())
-        # A tied head has no weights of its own to reload, so its packed copy would stay that of the first load. Unpacked, it
-        # reads the embedding as it is. (The config's tie_word_embeddings does not tell: vLLM clears it where the checkpoint
-        # holds a copy of the head.)
+        # A tied head has no weights of its own to reload: its packed copy would stay that of the first load. Unpacked, it
+        # reads the embedding as it is. (The config's tie_word_embeddings does not tell: vLLM clears it where the
+        # checkpoint holds a copy of the head.)
         head = getattr(model, "lm_head", None)
-        embeddings = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding) and module is not head]
+        embeddings = [
+            module for module in model.modules() if isinstance(module, VocabParallelEmbedding) and module is not head
+        ]
         if head is not None and any(embedding.weight is head.weight for embedding in embeddings):
             head.cpu_linear = linear

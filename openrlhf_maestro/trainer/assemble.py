@@ -13,7 +13,7 @@ from openrlhf_maestro.rewards import make_component
 from openrlhf_maestro.rollout.sampler import Sampler
 from openrlhf_maestro.trainer.checkpoint import Checkpoint, load_checkpoint
 from openrlhf_maestro.trainer.controller import LOGPROB_DIFF_LIMITS, Controller
-from openrlhf_maestro.trainer.evaluation import Evaluator, rule_verdicts
+from openrlhf_maestro.trainer.evaluation import Evaluator, rule_rewards
 from openrlhf_maestro.trainer.experience import ExperienceMaker
 from openrlhf_maestro.trainer.run_dir import RunDir
 from openrlhf_maestro.trainer.sync import WeightSync
@@ -46,7 +46,7 @@ def assemble(
         tokenizer,
         components,
         orchestrator,
-        rule_verdicts if config.component_of_kind("rule") else None,
+        rule_rewards if config.component_of_kind("rule") else None,
         openrlhf_arguments(config, device),
     )
     limit = config.run.max_logprob_diff or LOGPROB_DIFF_LIMITS[param_dtype(config.ds.param_dtype, device)]
@@ -84,6 +84,4 @@ def _orchestrator(config: MaestroConfig, workers: Workers) -> Orchestrator:
             keep_truncated=section.keep_truncated,
         )
     fixed = [section.weights[name] for name in names] if section.weights else None
-    return make_orchestrator(
-        section.kind, names, settings=settings, component=section.component, fixed_weights=fixed
-    )
+    return make_orchestrator(section.kind, names, settings=settings, component=section.component, fixed_weights=fixed)

@@ -1,4 +1,4 @@
-"""Makes what a configuration names and this machine has not: bundled tasks and models, random models of a given shape."""
+"""Makes what a configuration names and this machine has not: bundled tasks and models, models with random weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from openrlhf_maestro.config.load import to_yaml
 from openrlhf_maestro.config.schema import BUNDLED, BUNDLED_TASKS, MaestroConfig
 from openrlhf_maestro.config.sft import SftConfig
-from openrlhf_maestro.data.assets import asset_path, ensure_asset
+from openrlhf_maestro.data.assets import asset_path, ensure_asset, publish
 from openrlhf_maestro.errors import ConfigError, RunError
 from openrlhf_maestro.launch.environment import process_environment
 
@@ -40,7 +40,9 @@ def bundled_dataset(dataset: str, split: str, assets_dir: str) -> str:
 def missing_models(config: MaestroConfig) -> list[str]:
     """What `make_models` will have to make, in words."""
     wanted = (config.actor.model_name_or_path, config.reward.model_name_or_path or "")
-    return [name for name in wanted if name.startswith(BUNDLED) and not _bundled_path(name, config.run.assets_dir).is_dir()]
+    return [
+        name for name in wanted if name.startswith(BUNDLED) and not _bundled_path(name, config.run.assets_dir).is_dir()
+    ]
 
 
 def make_models(config: MaestroConfig) -> MaestroConfig:
@@ -102,7 +104,7 @@ def _cold_start(base: str, target: Path, assets_dir: str) -> None:
         recipe = staging / "sft.yaml"
         recipe.write_text(to_yaml(SftConfig.model_validate(settings)))
         _run("maestro sft", ["-m", "openrlhf_maestro", "sft", "--config", str(recipe)], target.with_suffix(".log"))
-        os.replace(staging / "model", target)
+        publish(staging / "model", target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -130,7 +132,7 @@ def _random_model(name: str, overrides: dict[str, Any], seed: int, assets_dir: s
         try:
             arguments = ["-c", _RANDOM, name, json.dumps(overrides), str(seed), str(staging)]
             _run(f"a random model like {name}", arguments, target.with_suffix(".log"))
-            os.replace(staging, target)
+            publish(staging, target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return str(target)

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a resume needs. Written to a temporary folder and renamed, so that one is whole or absent."""
+"""Checkpoints: everything that a resume needs. Each is written aside and renamed, so that it is whole or absent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def find_checkpoint(config: MaestroConfig, run_dir: RunDir) -> Checkpoint | None
     else:
         path = Path(choice)
     if not (path / STATE).is_file():
-        raise ConfigError(f"run.resume: {path} is not a checkpoint (it has no {STATE}). Give a folder like {PREFIX}20, or auto.")
+        raise ConfigError(
+            f"run.resume: {path} is not a checkpoint (it has no {STATE}). Give a folder like {PREFIX}20, or auto."
+        )
     state = json.loads((path / STATE).read_text())
     for field, now in _fingerprint(config).items():
         if state.get(field) != now:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from openrlhf_maestro.evaluation import Accuracy
+
 CONSOLE = Console(highlight=False)
 
 
@@ -47,38 +49,32 @@ class TrainingConsole:
     def step(self, step: int, metrics: Mapping[str, Any], component_names: Sequence[str]) -> None:
         """The line of a finished step."""
         self.progress.update(self.task, completed=step)
-        self.console.print(step_line(step, self.total_steps, metrics, component_names))
-
-    def note(self, text: str) -> None:
-        """A line among those of the steps."""
-        self.console.print(text)
+        # A terminal wraps a long line itself; a log file must not have it broken.
+        self.console.print(step_line(step, self.total_steps, metrics, component_names), soft_wrap=True)
 
 
 def step_line(step: int, total: int, metrics: Mapping[str, Any], component_names: Sequence[str]) -> str:
     """Reward, weights, length, KL and seconds of a step."""
     weights = " ".join(f"{name[:4]} {metrics[f'conductor/weight/{name}']:.2f}" for name in component_names)
-    width = len(str(total))
     return (
-        f"step {step:>{width}}/{total}  reward {metrics['reward/scalar_mean']:.3f}  weights {weights}  "
+        f"step {step:>{len(str(total))}}/{total}  reward {metrics['reward/scalar_mean']:.3f}  {weights}  "
         f"length {metrics['rollout/response_length_mean']:.1f}  KL {metrics['policy/kl']:.4f}  "
         f"{metrics['time/step_s']:.2f} s"
     )
 
 
-def accuracy_table(before: Mapping[str, tuple[int, int]], after: Mapping[str, tuple[int, int]] | None) -> Table:
-    """Held-out accuracy by data source; values are (right, asked)."""
-    table = Table(title="held-out accuracy", title_justify="left")
-    table.add_column("data source")
-    table.add_column("before", justify="right")
-    if after is not None:
-        table.add_column("after", justify="right")
-    for source, (right, asked) in before.items():
-        cells = [source, _share(right, asked)]
-        if after is not None:
-            cells.append(_share(*after[source]))
-        table.add_row(*cells, style="bold" if source == "overall" else None)
+def accuracy_table(before: Mapping[str, Accuracy], after: Mapping[str, Accuracy]) -> Table:
+    """Held-out accuracy by data source, with 95 % intervals."""
+    table = Table(title="held-out accuracy (95 % interval)", title_justify="left")
+    for name in ("data source", "before", "after"):
+        table.add_column(name, justify="left" if name == "data source" else "right")
+    for source in before:
+        table.add_row(
+            source, _share(before[source]), _share(after[source]), style="bold" if source == "overall" else None
+        )
     return table
 
 
-def _share(right: int, asked: int) -> str:
-    return f"{right}/{asked} ({right / asked:.1%})"
+def _share(accuracy: Accuracy) -> str:
+    low, high = accuracy.interval()
+    return f"{accuracy.right}/{accuracy.total} = {accuracy.share:.1%} ({100 * low:.0f}-{100 * high:.0f})"

@@ -15,6 +15,7 @@ from openrlhf_maestro.conductor import LearnedOrchestrator, Orchestrator
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import PromptLoader
 from openrlhf_maestro.errors import RunError
+from openrlhf_maestro.evaluation import Accuracy
 from openrlhf_maestro.rollout.sampler import Sampler
 from openrlhf_maestro.trainer.batch import Rollout, Scored
 from openrlhf_maestro.trainer.checkpoint import save_checkpoint
@@ -26,10 +27,10 @@ from openrlhf_maestro.trainer.run_dir import RunDir
 from openrlhf_maestro.trainer.sync import WeightSync
 from openrlhf_maestro.trainer.workers import Workers
 
-# Mean |log p_vllm - log p_trainer| at which a run stops. fp32: 1e-7 was measured; bf16 rounds each log-prob by about 1e-2.
+# Mean |log p_vllm - log p_trainer| at which a run stops. fp32: 4e-7 was measured; bf16 rounds each by about 1e-2.
 LOGPROB_DIFF_LIMITS = {"fp32": 1e-3, "bf16": 5e-2}
 
-Counts = dict[str, tuple[int, int]]
+Accuracies = dict[str, Accuracy]
 
 
 @dataclass
@@ -48,8 +49,8 @@ class Controller:
     tokenizer: Any
     logprob_diff_limit: float
 
-    def train(self, start: int, total: int) -> tuple[Counts | None, Counts | None]:
-        """Steps `start` + 1 to `total`. Returns held-out counts before and after, where there is an evaluation."""
+    def train(self, start: int, total: int) -> tuple[Accuracies | None, Accuracies | None]:
+        """Steps `start` + 1 to `total`. Returns held-out accuracy before and after, where there is an evaluation."""
         before = self._evaluate_at_start() if start == 0 else None
         after = before
         with TrainingConsole(total, start) as console:
@@ -107,8 +108,8 @@ class Controller:
         for name in ("loss", "grad_norm"):
             if not math.isfinite(status[name]):
                 raise RunError(
-                    f"step {step}: the policy's {name} is {status[name]}. Continue from the last checkpoint with a lower "
-                    "actor.adam.lr or actor.max_norm (--run.resume auto)."
+                    f"step {step}: the policy's {name} is {status[name]}. Continue from the last checkpoint "
+                    "(--run.resume auto) with a lower actor.adam.lr or actor.max_norm."
                 )
         return status
 
@@ -127,7 +128,8 @@ class Controller:
     def save_conductor(self) -> None:
         """The latest Conductor, where there is one, in the layout of huggingface_hub's model mixin."""
         if isinstance(self.orchestrator, LearnedOrchestrator):
-            self.orchestrator.conductor.save_pretrained(self.run_dir.conductor)
+            conductor: Any = self.orchestrator.conductor  # huggingface_hub's mixin is not typed
+            conductor.save_pretrained(self.run_dir.conductor)
 
     def sync_weights(self, step: int) -> None:
         """Policy to vLLM after every step, into the reference every `objective.ref_sync_steps`."""
@@ -140,8 +142,8 @@ class Controller:
         if scored.mean_logprob_diff > self.logprob_diff_limit:
             raise RunError(
                 f"step {step}: vLLM and the trainer disagree about the sampled tokens' log-probs by "
-                f"{scored.mean_logprob_diff:.2e} on average (limit {self.logprob_diff_limit:.0e}): the weight sync is broken "
-                "or their precision differs. Check ds.param_dtype; run.max_logprob_diff sets the limit."
+                f"{scored.mean_logprob_diff:.2e} on average (limit {self.logprob_diff_limit:.0e}): the weight sync is "
+                "broken or their precision differs. Check ds.param_dtype; run.max_logprob_diff sets the limit."
             )
 
     def record(self, step: int, scored: Scored, metrics: dict[str, float]) -> None:
@@ -153,13 +155,13 @@ class Controller:
         """Whether something that happens every so many steps (-1: never) happens now, or at the last step."""
         return step == last or (every > 0 and step % every == 0)
 
-    def _evaluate_at_start(self) -> Counts | None:
-        counts = self._evaluate(0)
-        if counts:
-            self.run_dir.append_metrics({"step": 0} | evaluation_metrics(counts))
-        return counts
+    def _evaluate_at_start(self) -> Accuracies | None:
+        accuracies = self._evaluate(0)
+        if accuracies:
+            self.run_dir.append_metrics({"step": 0} | evaluation_metrics(accuracies))
+        return accuracies
 
-    def _evaluate(self, step: int) -> Counts | None:
+    def _evaluate(self, step: int) -> Accuracies | None:
         return self.evaluator.evaluate(step) if self.evaluator is not None else None
 
 

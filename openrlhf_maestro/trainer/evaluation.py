@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, tensor
 
 from openrlhf_maestro.config.sections import EvalSection
 from openrlhf_maestro.data.prompts import Prompt
-from openrlhf_maestro.data.tasks import check
+from openrlhf_maestro.evaluation import Accuracy, accuracy_by_datasource, rule_verdicts
 from openrlhf_maestro.rollout.sampler import Sampler
 from openrlhf_maestro.trainer.batch import Rollout
 from openrlhf_maestro.trainer.run_dir import RunDir
@@ -17,9 +17,9 @@ from openrlhf_maestro.trainer.run_dir import RunDir
 OVERALL = "overall"
 
 
-def rule_verdicts(rollouts: Sequence[Rollout]) -> Tensor:
+def rule_rewards(rollouts: Sequence[Rollout]) -> Tensor:
     """(B,) 1.0 where the bundled task's rule says that the response is right, else 0.0."""
-    return tensor([float(_is_right(rollout.prompt, rollout.text)) for rollout in rollouts])
+    return tensor(_verdicts([rollout.prompt for rollout in rollouts], [rollout.text for rollout in rollouts])).float()
 
 
 class Evaluator:
@@ -37,8 +37,8 @@ class Evaluator:
         self.tokenizer = tokenizer
         self.run_dir = run_dir
 
-    def evaluate(self, step: int) -> dict[str, tuple[int, int]]:
-        """(right, asked) by data source and overall; every response goes to evaluations/."""
+    def evaluate(self, step: int) -> dict[str, Accuracy]:
+        """Accuracy by data source, and overall as the last; every response goes to evaluations/."""
         groups = self.sampler.sample(
             self.prompts,
             purpose="eval",
@@ -46,33 +46,34 @@ class Evaluator:
             n_samples=self.config.n_samples_per_prompt,
             temperature=self.config.temperature,
         )
-        asked = [(prompt, response) for prompt, group in zip(self.prompts, groups, strict=True) for response in group]
-        texts = self.tokenizer.batch_decode([response.text_token_ids for _, response in asked])
-        right = [_is_right(prompt, text) for (prompt, _), text in zip(asked, texts, strict=True)]
+        prompts = [prompt for prompt, group in zip(self.prompts, groups, strict=True) for _ in group]
+        texts = self.tokenizer.batch_decode([response.text_token_ids for group in groups for response in group])
+        right = _verdicts(prompts, texts)
         self.run_dir.write_evaluation(
             step,
             {
-                "step": [step] * len(asked),
-                "id": [prompt.id for prompt, _ in asked],
-                "datasource": [prompt.datasource for prompt, _ in asked],
-                "prompt": [prompt.text for prompt, _ in asked],
+                "step": [step] * len(prompts),
+                "id": [prompt.id for prompt in prompts],
+                "datasource": [prompt.datasource for prompt in prompts],
+                "prompt": [prompt.text for prompt in prompts],
                 "response": texts,
-                "reference": [prompt.reference for prompt, _ in asked],
+                "reference": [prompt.reference for prompt in prompts],
                 "right": right,
             },
         )
-        counts: dict[str, tuple[int, int]] = {}
-        for source in [*sorted({prompt.datasource for prompt in self.prompts}), OVERALL]:
-            verdicts = [ok for (prompt, _), ok in zip(asked, right, strict=True) if source in (OVERALL, prompt.datasource)]
-            counts[source] = (sum(verdicts), len(verdicts))
-        return counts
+        by_source = accuracy_by_datasource([prompt.datasource for prompt in prompts], right)
+        return by_source | {OVERALL: Accuracy(sum(right), len(right))}
 
 
-def evaluation_metrics(counts: dict[str, tuple[int, int]]) -> dict[str, float]:
+def evaluation_metrics(accuracies: Mapping[str, Accuracy]) -> dict[str, float]:
     """`eval/<datasource>/accuracy` and `eval/<datasource>/n`."""
-    accuracy = {f"eval/{source}/accuracy": right / asked for source, (right, asked) in counts.items()}
-    return accuracy | {f"eval/{source}/n": asked for source, (_, asked) in counts.items()}
+    shares = {f"eval/{source}/accuracy": accuracy.share for source, accuracy in accuracies.items()}
+    return shares | {f"eval/{source}/n": accuracy.total for source, accuracy in accuracies.items()}
 
 
-def _is_right(prompt: Prompt, text: str) -> bool:
-    return check(prompt.datasource, prompt.text, prompt.reference or "", text)
+def _verdicts(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[bool]:
+    rows = [
+        {"datasource": prompt.datasource, "prompt": prompt.text, "reference": prompt.reference or ""}
+        for prompt in prompts
+    ]
+    return rule_verdicts(rows, texts)

@@ -47,7 +47,7 @@ class _Measured:
 
 
 class ExperienceMaker(RemoteExperienceMaker):
-    """OpenRLHF's experience maker with the multi-reward scorer in place of the remote reward, and the Conductor added."""
+    """OpenRLHF's experience maker with a multi-reward scorer in place of the remote reward, and the Conductor."""
 
     def __init__(
         self,
@@ -60,7 +60,13 @@ class ExperienceMaker(RemoteExperienceMaker):
         arguments: SimpleNamespace,
     ) -> None:
         super().__init__(
-            workers.policy, None, workers.preference, workers.reference, None, SimpleNamespace(args=arguments), tokenizer
+            workers.policy,
+            None,
+            workers.preference,
+            workers.reference,
+            None,
+            SimpleNamespace(args=arguments),
+            tokenizer,
         )
         self.config = config
         self.components = components
@@ -159,7 +165,7 @@ class ExperienceMaker(RemoteExperienceMaker):
     def _reference_branch(self, answered: list[Any], rollouts: list[Rollout]) -> dict[str, list[Any]]:
         """Arguments of `PolicyWorker.features` for the reference answers.
 
-        Rows without one get a two-token stand-in whose result is not used: under ZeRO-3 every rank must run as many forwards.
+        Rows without one get a two-token stand-in whose result is not used: all ranks must run as many forwards.
         """
         if "reference_nll" not in self.needs:
             nothing = [None] * len(self._chunks(rollouts))

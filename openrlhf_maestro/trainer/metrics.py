@@ -84,9 +84,7 @@ def _conductor(scored: Scored, orchestrator: LearnedOrchestrator) -> dict[str, f
     assert scored.actions is not None, "the learned Conductor samples an emphasis for every response"
     entropy = -(scored.probs * scored.probs.log()).sum(-1)
     frequencies = torch.bincount(scored.actions, minlength=len(scored.component_names)) / len(scored.actions)
-    metrics = {
-        f"conductor/action_freq/{name}": float(frequencies[k]) for k, name in enumerate(scored.component_names)
-    }
+    metrics = {f"conductor/action_freq/{name}": float(frequencies[k]) for k, name in enumerate(scored.component_names)}
     return metrics | {
         "conductor/entropy": _mean(entropy),
         "conductor/temperature": float(orchestrator.conductor.temperature),

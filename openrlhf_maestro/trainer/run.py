@@ -18,6 +18,8 @@ from openrlhf_maestro.trainer.bundled import bundled_dataset, make_models, missi
 from openrlhf_maestro.trainer.console import CONSOLE, accuracy_table
 from openrlhf_maestro.trainer.run_dir import RunDir
 
+# Given to vLLM to end its own processes before Ray kills its actor.
+SHUTDOWN_S = 10
 # The components that read the reference answer.
 NEED_REFERENCE = ("perplexity", "rule")
 
@@ -45,7 +47,9 @@ def train(config: MaestroConfig) -> Path:
     if made:
         with CONSOLE.status(f"making {' and '.join(made)}, once (under a minute)"):
             config = make_models(config)
-        CONSOLE.print(f"made {' and '.join(made)} in {time.monotonic() - started:.0f} s, kept in {config.run.assets_dir}/")
+        CONSOLE.print(
+            f"made {' and '.join(made)} in {time.monotonic() - started:.0f} s, kept in {config.run.assets_dir}/"
+        )
     else:
         config = make_models(config)
     try:
@@ -61,13 +65,15 @@ def train(config: MaestroConfig) -> Path:
 
 def check_model_folder(config: MaestroConfig) -> None:
     """Refuse a model path that is meant as a folder and is none."""
-    for option, name in (
-        ("actor.model_name_or_path", config.actor.model_name_or_path),
-        ("reward.model_name_or_path", config.reward.model_name_or_path),
-    ):
-        if name and (name.startswith((".", "/", "~")) or config.actor.random_init is not None and option.startswith("actor")):
-            if not (Path(name).expanduser() / "config.json").is_file():
-                raise ConfigError(f"{option}: {name} is not a model folder (it has no config.json).")
+    names = {
+        "actor.model_name_or_path": config.actor.model_name_or_path,
+        "reward.model_name_or_path": config.reward.model_name_or_path or "",
+    }
+    for option, name in names.items():
+        is_folder = option.startswith("actor") and config.actor.random_init is not None
+        is_folder = is_folder or name.startswith((".", "/", "~"))
+        if is_folder and not (Path(name).expanduser() / "config.json").is_file():
+            raise ConfigError(f"{option}: {name} is not a model folder (it has no config.json).")
 
 
 def check_data(config: MaestroConfig) -> Data:
@@ -107,7 +113,9 @@ def _train(config: MaestroConfig, data: Data, run_dir: RunDir) -> Path:
         try:
             controller, start, total = cluster.build(data, run_dir)
             status.stop()
-            CONSOLE.print(f"ready after {time.monotonic() - start_s:.0f} s: {total - start} steps to go, run directory {run_dir.path}/")
+            CONSOLE.print(
+                f"ready after {time.monotonic() - start_s:.0f} s; run directory {run_dir.path}/", soft_wrap=True
+            )
             before, after = controller.train(start, total)
             cluster.finish(controller)
         finally:
@@ -115,9 +123,9 @@ def _train(config: MaestroConfig, data: Data, run_dir: RunDir) -> Path:
     from openrlhf_maestro.report import write_report
 
     page = write_report(run_dir.path)
-    if before is not None:
+    if before is not None and after is not None:
         CONSOLE.print(accuracy_table(before, after))
-    CONSOLE.print(f"model  {run_dir.model}/\npage   {page}")
+    CONSOLE.print(f"model  {run_dir.model}/\npage   {page}", soft_wrap=True)
     return page
 
 
@@ -132,7 +140,8 @@ class _Cluster:
 
         self.config = config
         self.device = choose_device(config.run.device)
-        os.environ.update(worker_environment(config, self.device))
+        # What vLLM warns of while it is imported here, the workers write to their logs.
+        os.environ.update(worker_environment(config, self.device) | {"VLLM_LOGGING_LEVEL": "ERROR"})
         self.sync: Any = None
         self.engines: list[Any] = []
         # Ray's processes die with the thread that started them: it must be this one.
@@ -182,7 +191,9 @@ class _Cluster:
         if self.sync is not None:
             self.sync.close()
         if ray.is_initialized():
-            ray.wait([engine.shutdown.remote() for engine in self.engines], num_returns=len(self.engines), timeout=10) if self.engines else None
+            ray.wait(
+                [engine.shutdown.remote() for engine in self.engines], num_returns=len(self.engines), timeout=10
+            ) if self.engines else None
             ray.shutdown()
 
 
@@ -216,8 +227,6 @@ class _InBackground:
 
 
 def _tokenised(prompts: PromptSet, config: MaestroConfig, tokenizer: Any) -> PromptSet:
-    template = config.data.input_template
-
     def render(prompt: Any) -> list[int]:
         if isinstance(prompt, str):
             text = prompt
@@ -228,9 +237,8 @@ def _tokenised(prompts: PromptSet, config: MaestroConfig, tokenizer: Any) -> Pro
 
     if config.data.apply_chat_template and tokenizer.chat_template is None:
         raise ConfigError(
-            f"{config.actor.model_name_or_path}: its tokenizer has no chat template. Set data.apply_chat_template: false"
-            + ("" if template else " and data.input_template")
-            + "."
+            f"{config.actor.model_name_or_path}: its tokenizer has no chat template. "
+            "Set data.apply_chat_template: false, and data.input_template for a template of your own."
         )
     fitted = fit_prompts(prompts, config.data, render=render, max_prompt_tokens=config.max_prompt_tokens)
     for reason, count in fitted.dropped.items():

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,9 +18,12 @@ from openrlhf_maestro.config.load import to_yaml
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.trainer.batch import Scored
 
+Column = Sequence[Any] | np.ndarray
+Columns = Mapping[str, Column]
+
 
 class RunDir:
-    """Files of a run (docs/metrics.md): config.yaml, metrics.jsonl, rollouts/, evaluations/, conductor/, checkpoints/, model/."""
+    """The files of a run; docs/metrics.md says what each holds."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,15 +74,15 @@ class RunDir:
         """One row a response."""
         _write_parquet(self.rollouts / f"step_{step:06d}.parquet", rollout_columns(step, scored))
 
-    def write_evaluation(self, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
+    def write_evaluation(self, step: int, columns: Columns) -> None:
         """One row an evaluated response."""
         _write_parquet(self.evaluations / f"step_{step:06d}.parquet", columns)
 
 
-def rollout_columns(step: int, scored: Scored) -> dict[str, Sequence[Any]]:
+def rollout_columns(step: int, scored: Scored) -> dict[str, Column]:
     """The columns of a step's rollout file (docs/metrics.md says what each holds)."""
     rollouts = scored.rollouts
-    columns: dict[str, Sequence[Any]] = {
+    columns: dict[str, Column] = {
         "step": [step] * len(rollouts),
         "prompt": [rollout.prompt.text for rollout in rollouts],
         "response": [rollout.text for rollout in rollouts],
@@ -109,7 +113,7 @@ def _names(scored: Scored) -> list[str | None]:
     return [scored.component_names[action] for action in scored.actions.tolist()]
 
 
-def _write_parquet(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+def _write_parquet(path: Path, columns: Columns) -> None:
     partial = path.with_suffix(".partial")
     pq.write_table(pa.table(dict(columns)), partial)
     os.replace(partial, path)

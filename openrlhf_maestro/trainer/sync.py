@@ -20,7 +20,9 @@ class WeightSync:
         self.workers = workers
         self.on_cpu = device == "cpu"
         shared_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-        self._folder = tempfile.TemporaryDirectory(prefix="maestro-weights-", dir=shared_memory) if self.on_cpu else None
+        self._folder = (
+            tempfile.TemporaryDirectory(prefix="maestro-weights-", dir=shared_memory) if self.on_cpu else None
+        )
 
     def to_engines(self) -> None:
         """Every engine samples with the policy's present weights from here on."""

@@ -94,7 +94,7 @@ def _engines(config: MaestroConfig, device: str, placement: Any) -> list[Any]:
 
 
 class _EngineClass:
-    """Stands where `create_vllm_engines` expects a Ray actor class; starts our engine with some arguments overridden."""
+    """Stands where `create_vllm_engines` expects an actor class; starts our engine with some arguments overridden."""
 
     def __init__(self, **overrides: Any) -> None:
         self.overrides = overrides

@@ -11,8 +11,8 @@ from typing import Any
 def plain_class(actor_class: Any) -> type:
     """The undecorated class of a Ray actor class.
 
-    Ray refuses to subclass the decorated one; `modified_class` itself would be pickled by value, with a copy of its module's
-    globals that patches do not reach.
+    Ray refuses to subclass the decorated one; `modified_class` itself would be pickled by value, with a copy of its
+    module's globals that patches do not reach.
     """
     return actor_class.__ray_metadata__.modified_class.__ray_actor_class__
 

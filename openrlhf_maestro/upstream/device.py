@@ -10,7 +10,7 @@ from openrlhf_maestro.errors import UserError
 
 
 def choose_device(choice: str) -> str:
-    """"cpu" or "cuda" for `run.device`.
+    """ "cpu" or "cuda" for `run.device`.
 
     Raises:
         UserError: "cuda" was asked for and there is none.

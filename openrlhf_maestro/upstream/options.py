@@ -1,4 +1,4 @@
-"""Our configuration as the argument object that OpenRLHF's classes read. A contract test checks that none is missing."""
+"""Our configuration as the arguments that OpenRLHF's classes read. A contract test checks that none is missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def openrlhf_arguments(config: MaestroConfig, device: str) -> SimpleNamespace:
 
     What this project does itself (rewards, advantages, loss, logging, evaluation) is set to OpenRLHF's neutral value.
     """
-    flat = _run(config) | _models(config) | _rollout_and_training(config) | _deepspeed(config, device) | _not_used(config)
+    flat = (
+        _run(config) | _models(config) | _rollout_and_training(config) | _deepspeed(config, device) | _not_used(config)
+    )
     return hierarchize(SimpleNamespace(**flat))
 
 
@@ -106,13 +108,17 @@ def _rollout_and_training(config: MaestroConfig) -> dict[str, Any]:
 
 def _deepspeed(config: MaestroConfig, device: str) -> dict[str, Any]:
     ds = config.ds
-    return _ds_fixed() | _ds_chosen(ds, device) | {
-        "ds.adam_offload": ds.adam_offload,
-        "ds.zpg": ds.zpg,
-        "ds.overlap_comm": ds.overlap_comm,
-        "ds.grad_accum_dtype": ds.grad_accum_dtype,
-        "ds.enable_sleep": ds.enable_sleep,
-    }
+    return (
+        _ds_fixed()
+        | _ds_chosen(ds, device)
+        | {
+            "ds.adam_offload": ds.adam_offload,
+            "ds.zpg": ds.zpg,
+            "ds.overlap_comm": ds.overlap_comm,
+            "ds.grad_accum_dtype": ds.grad_accum_dtype,
+            "ds.enable_sleep": ds.enable_sleep,
+        }
+    )
 
 
 def _ds_chosen(ds: Any, device: str) -> dict[str, Any]:

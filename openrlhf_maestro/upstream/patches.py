@@ -1,7 +1,7 @@
 """Every change that is made to another project's code at run time, in one table.
 
-On CUDA only what `trust_remote_code` and our trainer need is changed; the rest lets OpenRLHF's CUDA-only lines run on a CPU.
-Each entry carries the hash of the upstream source it was written for: a test fails when that source changes.
+On CUDA only what `trust_remote_code`, fp32 and our classes need is changed; the rest lets OpenRLHF's CUDA-only lines
+run on a CPU. Each entry carries the hash of the upstream source it was written for: a test fails when that source changes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from openrlhf_maestro.upstream.device import worker_device
 class Patch:
     """One replaced attribute.
 
-    `target` and `read` are "module:qualified.name"; `read` is the upstream code that makes the patch necessary (default
-    the target) and `sha256` the first 16 digits of its source's hash. `replace` maps the original to its replacement; None
+    `target` and `read` are "module:qualified.name"; `read` is the upstream code that makes it necessary (default the
+    target) and `sha256` the first 16 digits of its source's hash. `replace` maps the original to its replacement; None
     where that depends on the run (`put_class`).
     """
 
@@ -64,10 +64,8 @@ def _locate(path: str) -> tuple[Any, str]:
 
 
 def _mark(replacement: Any) -> None:
-    marked = replacement.__func__ if isinstance(replacement, (classmethod, staticmethod)) else replacement
-    marked.__maestro__ = True
-    if isinstance(replacement, classmethod):
-        replacement.__maestro__ = True  # type: ignore[attr-defined]
+    """So that a second `apply` leaves it as it is."""
+    replacement.__maestro__ = True
 
 
 def _current_device(_original: Any) -> Any:
@@ -98,7 +96,7 @@ def _with_fp32(original: Any) -> Any:
 
 
 def _trust_as_configured(original: Any) -> Any:
-    """`from_pretrained` of an Auto class, with trust_remote_code from the run's configuration whatever the caller says."""
+    """`from_pretrained` of an Auto class, with the configured trust_remote_code whatever the caller says."""
     function = original.__func__
 
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -142,7 +140,13 @@ OPENRLHF = (
         "4b675d5bdab2b09f",
         read="openrlhf.trainer.ppo_utils.replay_buffer:NaiveReplayBuffer.__init__",
     ),
-    Patch("openrlhf.utils.utils:convert_to_torch_dtype", "knows bf16 and fp16 only", _with_fp32, "042a16e2ff51cd90", cpu_only=False),
+    Patch(
+        "openrlhf.utils.utils:convert_to_torch_dtype",
+        "knows bf16 and fp16 only",
+        _with_fp32,
+        "042a16e2ff51cd90",
+        cpu_only=False,
+    ),
 )
 
 
@@ -157,7 +161,7 @@ CLASSES = (
     ),
     Patch(
         "openrlhf.trainer.ray.vllm_engine:RolloutRayActor",
-        "create_vllm_engines starts this actor, with bfloat16 and trust_remote_code fixed; ours takes the configured ones",
+        "create_vllm_engines starts this actor with dtype and trust_remote_code fixed; ours takes the configured ones",
         None,
         "70331b59ea5bd152",
         read="openrlhf.trainer.ray.vllm_engine:create_vllm_engines",
@@ -174,7 +178,7 @@ def put_class(target: str, replacement: Any) -> None:
 
 
 def apply_patches(*tables: tuple[Patch, ...]) -> None:
-    """Apply the tables' entries to this process, once each. Import OpenRLHF's modules through `openrlhf_modules` first."""
+    """Apply the tables' entries to this process, once each."""
     on_cpu = worker_device() == "cpu"
     for table in tables:
         for patch in table:
@@ -228,6 +232,8 @@ def _flash_attn_stand_in() -> Iterator[None]:
 
 def _needs_flash_attn(name: str) -> Callable[..., Any]:
     def unavailable(*_args: Any, **_kwargs: Any) -> Any:
-        raise RuntimeError(f"flash_attn's {name} is needed for packed samples and ring attention; flash-attn is not installed.")
+        raise RuntimeError(
+            f"flash_attn's {name} is needed for packed samples and ring attention; flash-attn is not installed."
+        )
 
     return unavailable

@@ -1,7 +1,7 @@
 """One forward of a causal language model that yields token log-probs, entropies and the last hidden state.
 
-The model's own forward runs (so DeepSpeed's hooks see every module); only its output head is exchanged for the time of the
-call: instead of logits for every position it computes, in chunks of tokens, the statistics of the positions asked for.
+The model's own forward runs (so DeepSpeed's hooks see every module); only its output head is exchanged for the time of
+the call: instead of logits for every position it computes, in chunks of tokens, the statistics of those asked for.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def check_supported(model: nn.Module) -> None:
     for name in LOGIT_CHANGES:
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise ValueError(
-                f"{type(model).__name__} has {name} in its config: it changes the logits after the output head, which is not "
-                "supported. Use a model without it (Qwen, Llama and Mistral families have none)."
+                f"{type(model).__name__} has {name} in its config: it changes the logits after the output head, which is "
+                "not supported. Use a model without it (Qwen, Llama and Mistral families have none)."
             )
 
 

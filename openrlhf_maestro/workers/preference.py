@@ -37,13 +37,17 @@ class PreferenceWorker(plain_class(RewardModelActor)):  # type: ignore[misc]
         super().init_model_from_pretrained(strategy, path)
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         if self.tokenizer.chat_template is None:
-            raise ValueError(f"the preference model {path} has no chat template: its tokenizer cannot show it a conversation.")
+            raise ValueError(
+                f"the preference model {path} has no chat template: its tokenizer cannot show it a conversation."
+            )
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def score(self, messages: list[list[dict[str, Any]]], responses: list[str]) -> Tensor:
-        """(B,) fp32 scalar logits of (prompt, response), no system prompt added; -inf where the text is over reward.max_len."""
-        conversations = [[*prompt, {"role": "assistant", "content": text}] for prompt, text in zip(messages, responses, strict=True)]
+        """(B,) fp32 scalar logits of (prompt, response), no system prompt added; -inf where over reward.max_len tokens."""
+        conversations = [
+            [*prompt, {"role": "assistant", "content": text}] for prompt, text in zip(messages, responses, strict=True)
+        ]
         # The template writes the special tokens, a BOS included: the tokenizer must not add them again.
         texts = self.tokenizer.apply_chat_template(conversations, tokenize=False)
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]

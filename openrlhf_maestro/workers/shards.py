@@ -1,4 +1,4 @@
-"""Reference synchronisation without ever gathering the model: every reference rank reads the policy shards that it overlaps."""
+"""Reference synchronisation without gathering the model: a reference rank reads the policy shards it overlaps."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def export_shard(module: nn.Module, rank: int) -> Shard:
 def mix_shards(module: nn.Module, shards: list[Any], alpha: float) -> None:
     """parameter <- alpha * policy + (1 - alpha) * parameter on this rank's own part of every parameter.
 
-    `shards`: object references of the policy ranks' shards, in rank order. Only those that overlap are fetched: with as many
-    reference ranks as policy ranks that is one, and no process holds a whole model.
+    `shards`: object references of the policy ranks' shards, in rank order. With as many reference ranks as policy ranks
+    each fetches its own, and no process holds a whole model; otherwise each fetches all.
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if not is_sharded(module):
@@ -72,7 +72,9 @@ def mix_shards(module: nn.Module, shards: list[Any], alpha: float) -> None:
                 filled += high - low
         _drop_gathered_copy(parameter)
         if filled != len(own):
-            raise RuntimeError(f"reference synchronisation: {name} is {len(own)} values here, the policy's shards cover {filled}.")
+            raise RuntimeError(
+                f"reference synchronisation: {name} is {len(own)} values here, the policy's shards cover {filled}."
+            )
 
 
 def save_shard(module: nn.Module, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The policy's optimiser step with this project's objective, inside OpenRLHF's trainer (replay buffer, weight sync, DeepSpeed)."""
+"""The policy's optimiser step with this project's objective, inside OpenRLHF's trainer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PolicyTrainer(ActorPPOTrainer):
             super()._init_vllm_sync_group(backend)
 
     def ppo_train(self, kl_ctl: float) -> dict[str, float]:
-        """One pass of optimiser steps over the replay buffer; returns the last update's statistics, reduced over ranks."""
+        """Optimiser steps over the replay buffer; returns the last one's statistics, reduced over ranks."""
         items = list(self.replay_buffer.items)
         size = self.replay_buffer.sample_batch_size
         micro_batches = [self.replay_buffer.collate_fn(items[i : i + size]) for i in range(0, len(items), size)]
@@ -138,7 +138,7 @@ class PolicyTrainer(ActorPPOTrainer):
 
 
 def _to_device(experience: Experience, device: Any) -> dict[str, Tensor]:
-    """The tensors of a micro-batch that the loss reads; (B, T - 1) but for sequences, attention_mask and advantages (B,).
+    """What the loss reads of a micro-batch; (B, T - 1) but for sequences and attention_mask (B, T), advantages (B,).
 
     The token entropies travel in `info` (a list of rows): Experience has no field for them.
     """

@@ -46,7 +46,13 @@ RL_PATH = (
     "utils/deepspeed/deepspeed.py",
     "utils/utils.py",
 )
-SFT_PATH = ("cli/train_sft.py", "trainer/sft_trainer.py", "datasets/sft_dataset.py", "datasets/utils.py", "utils/utils.py")
+SFT_PATH = (
+    "cli/train_sft.py",
+    "trainer/sft_trainer.py",
+    "datasets/sft_dataset.py",
+    "datasets/utils.py",
+    "utils/utils.py",
+)
 # Read only in branches that cannot be reached here, or only by OpenRLHF's command line.
 NOT_REACHED = {
     "adam.lr", "critic.freezing_steps", "max_norm", "optim",
@@ -64,7 +70,11 @@ def options_read(folder: Path, files: tuple[str, ...]) -> set[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and id(node) not in inner:
                 found.add(_option(ast.unparse(node)))
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and isinstance(node.args[1], ast.Constant):
+            elif (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) == "getattr"
+                and isinstance(node.args[1], ast.Constant)
+            ):
                 found.add(_option(f"{ast.unparse(node.args[0])}.{node.args[1].value}"))
     return found - {""}
 
@@ -133,8 +143,11 @@ def test_trust_remote_code_follows_the_configuration_whatever_the_caller_says(tm
     said = {}
     for trust in ("0", "1"):
         environment = os.environ | {
-            "MAESTRO_TRUST_REMOTE_CODE": trust, "MAESTRO_DEVICE": "cpu", "DS_ACCELERATOR": "cpu", "HF_HOME": str(tmp_path / "hf"),
-        }  # fmt: skip
+            "MAESTRO_TRUST_REMOTE_CODE": trust,
+            "MAESTRO_DEVICE": "cpu",
+            "DS_ACCELERATOR": "cpu",
+            "HF_HOME": str(tmp_path / "hf"),
+        }
         done = subprocess.run(
             [sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
         )

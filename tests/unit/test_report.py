@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from openrlhf_maestro.report import ReportError, write_report
-from openrlhf_maestro.report.summary import wilson_interval
+from openrlhf_maestro.report.summary import Evaluation
 
 COMPONENTS = ("format", "perplexity", "entropy", "length", "preference")
 RANKED = ("perplexity", "entropy", "preference")
@@ -325,7 +325,7 @@ def test_the_accuracy_table_counts_responses(run_dir: Path) -> None:
 @pytest.mark.parametrize(("k", "n"), [(0, 20), (1, 20), (186, 300), (60, 60)])
 def test_the_interval_inverts_the_score_test(k: int, n: int) -> None:
     """Wilson's bounds are the shares p at which k/n lies exactly z standard errors of p away."""
-    low, high = wilson_interval(k, n)
+    low, high = Evaluation(step=0, share=k / n, n=n).interval or (0.0, 0.0)
     assert 0 <= low <= k / n <= high <= 1
     for bound in (low, high):
         if 0 < bound < 1:

@@ -10,7 +10,7 @@ from openrlhf_maestro.data.assets.recipes import (
     Recipe,
     TasksRecipe,
 )
-from openrlhf_maestro.data.assets.store import asset_path, ensure_asset
+from openrlhf_maestro.data.assets.store import asset_path, ensure_asset, publish
 
 __all__ = [
     "DEFAULT_RECIPES",
@@ -20,4 +20,5 @@ __all__ = [
     "TasksRecipe",
     "asset_path",
     "ensure_asset",
+    "publish",
 ]

@@ -67,14 +67,14 @@ def ensure_asset(name: str, directory: str | Path, recipe: Recipe | None = None)
     try:
         _build(_recipe_for(name, recipe), staging, Path(directory))
         staging.chmod(0o755)
-        _publish(staging, target)
+        publish(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     _log.info("built asset %s in %.1f s", target.name, time.monotonic() - start_s)
     return target
 
 
-def _publish(staging: Path, target: Path) -> None:
+def publish(staging: Path, target: Path) -> None:
     """Rename the finished folder into place, unless another process has put the same asset there meanwhile."""
     try:
         os.replace(staging, target)
