@@ -74,7 +74,8 @@ def ray_settings(config: MaestroConfig, device: str) -> dict[str, Any]:
     }
     if os.environ.get("RAY_ADDRESS"):
         return settings | {"address": os.environ["RAY_ADDRESS"]}
-    settings |= {"address": "local", "include_dashboard": False}
+    # A cluster of this run's own listens on this machine only: whoever reaches Ray's ports can run code.
+    settings |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     if device == "cpu":
         gpus = logical_gpus(config)
         # GPUs are logical here, and every actor holds as many CPUs as GPUs.

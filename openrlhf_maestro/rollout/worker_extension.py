@@ -19,8 +19,8 @@ class WorkerExtension(WorkerWrap):
         model = self.model_runner.model
         # On a CPU linear weights are pre-packed after loading: model.load_weights fails, reload_weights packs anew.
         self.model_runner.reload_weights(weights_iterator=load_file(path).items())
-        # A tied head has no weights of its own to reload: its packed copy would stay that of the first load. Unpacked, it
-        # reads the embedding as it is. (The config's tie_word_embeddings does not tell: vLLM clears it where the
+        # A tied head has no weights of its own to reload: its packed copy would stay that of the first load. Unpacked,
+        # it reads the embedding as it is. (The config's tie_word_embeddings does not tell: vLLM clears it where the
         # checkpoint holds a copy of the head.)
         head = getattr(model, "lm_head", None)
         embeddings = [

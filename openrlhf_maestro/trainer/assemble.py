@@ -11,10 +11,11 @@ from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import PromptLoader, PromptSet
 from openrlhf_maestro.rewards import make_component
 from openrlhf_maestro.rollout.sampler import Sampler
-from openrlhf_maestro.trainer.checkpoint import Checkpoint, load_checkpoint
+from openrlhf_maestro.trainer.checkpoint import load_checkpoint
 from openrlhf_maestro.trainer.controller import LOGPROB_DIFF_LIMITS, Controller
 from openrlhf_maestro.trainer.evaluation import Evaluator, rule_rewards
 from openrlhf_maestro.trainer.experience import ExperienceMaker
+from openrlhf_maestro.trainer.resume import Checkpoint
 from openrlhf_maestro.trainer.run_dir import RunDir
 from openrlhf_maestro.trainer.sync import WeightSync
 from openrlhf_maestro.trainer.workers import Workers

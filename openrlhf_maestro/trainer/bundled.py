@@ -33,8 +33,18 @@ COLD_START: dict[str, Any] = {
 
 
 def bundled_dataset(dataset: str, split: str, assets_dir: str) -> str:
-    """The file of a split of the bundled tasks; any other data set as it is."""
-    return str(ensure_asset("tasks", assets_dir) / f"{split}.jsonl") if dataset == BUNDLED_TASKS else dataset
+    """The file of a split of the bundled tasks; any other data set as it is.
+
+    Raises:
+        ConfigError: the bundled tasks have no such split.
+    """
+    if dataset != BUNDLED_TASKS:
+        return dataset
+    folder = ensure_asset("tasks", assets_dir)
+    if not (folder / f"{split}.jsonl").is_file():
+        splits = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl")))
+        raise ConfigError(f"{BUNDLED_TASKS} has no split `{split}`. There are {splits}.")
+    return str(folder / f"{split}.jsonl")
 
 
 def missing_models(config: MaestroConfig) -> list[str]:

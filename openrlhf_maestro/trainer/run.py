@@ -16,6 +16,7 @@ from openrlhf_maestro.data.prompts import PromptLoader, PromptSet, fit_prompts, 
 from openrlhf_maestro.errors import ConfigError, MaestroError, RunError
 from openrlhf_maestro.trainer.bundled import bundled_dataset, make_models, missing_models
 from openrlhf_maestro.trainer.console import CONSOLE, accuracy_table
+from openrlhf_maestro.trainer.resume import Checkpoint, find_checkpoint
 from openrlhf_maestro.trainer.run_dir import RunDir
 
 # Given to vLLM to end its own processes before Ray kills its actor.
@@ -52,8 +53,9 @@ def train(config: MaestroConfig) -> Path:
         )
     else:
         config = make_models(config)
+    checkpoint = find_checkpoint(config, run_dir.checkpoints)
     try:
-        return _train(config, data, run_dir)
+        return _train(config, data, run_dir, checkpoint)
     except (MaestroError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -106,12 +108,12 @@ def check_data(config: MaestroConfig) -> Data:
     return Data(training, held_out)
 
 
-def _train(config: MaestroConfig, data: Data, run_dir: RunDir) -> Path:
+def _train(config: MaestroConfig, data: Data, run_dir: RunDir, checkpoint: Checkpoint | None) -> Path:
     with CONSOLE.status("starting Ray, vLLM and DeepSpeed") as status:
         start_s = time.monotonic()
         cluster = _Cluster(config)
         try:
-            controller, start, total = cluster.build(data, run_dir)
+            controller, start, total = cluster.build(data, run_dir, checkpoint)
             status.stop()
             CONSOLE.print(
                 f"ready after {time.monotonic() - start_s:.0f} s; run directory {run_dir.path}/", soft_wrap=True
@@ -149,12 +151,11 @@ class _Cluster:
         ray.init(**ray_settings(config, self.device))
         importing.result()
 
-    def build(self, data: Data, run_dir: RunDir) -> tuple[Any, int, int]:
+    def build(self, data: Data, run_dir: RunDir, checkpoint: Checkpoint | None) -> tuple[Any, int, int]:
         """Start the actors. Returns the controller, the steps done before and the steps in all."""
         from transformers import AutoTokenizer
 
         from openrlhf_maestro.trainer.assemble import assemble
-        from openrlhf_maestro.trainer.checkpoint import find_checkpoint
         from openrlhf_maestro.trainer.workers import start_workers
 
         config = self.config
@@ -164,7 +165,6 @@ class _Cluster:
         prompts = _tokenised(data.train, config, tokenizer)
         loader = PromptLoader(prompts, config.rollout.batch_size, config.train.seed, config.train.num_episodes)
         total = len(loader) if config.run.max_steps < 0 else min(config.run.max_steps, len(loader))
-        checkpoint = find_checkpoint(config, run_dir)
         start = checkpoint.step if checkpoint is not None else 0
         moved = run_dir.start(config, start)
         if moved is not None:

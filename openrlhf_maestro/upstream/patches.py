@@ -1,7 +1,7 @@
 """Every change that is made to another project's code at run time, in one table.
 
 On CUDA only what `trust_remote_code`, fp32 and our classes need is changed; the rest lets OpenRLHF's CUDA-only lines
-run on a CPU. Each entry carries the hash of the upstream source it was written for: a test fails when that source changes.
+run on a CPU. Each entry carries the hash of the upstream source it was written for; a test fails when that changes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -191,12 +192,29 @@ def prepare_process() -> None:
     apply_patches(TORCH, TRANSFORMERS)
     import_openrlhf()
     apply_patches(OPENRLHF)
+    if worker_device() == "cpu":
+        load_compiled_ops()
 
 
 def import_openrlhf() -> None:
     """Import OpenRLHF's models, which everything else of it imports, with or without flash-attn."""
     with _flash_attn_stand_in():
         importlib.import_module("openrlhf.models")
+
+
+def load_compiled_ops() -> None:
+    """Hand DeepSpeed the CPU ops that the install compiled.
+
+    Its own loader would look for ninja and a compiler, take 2 s an op to find nothing changed, and wait for ever on
+    the lock of a process that was killed while loading.
+    """
+    from deepspeed.ops.op_builder.builder import OpBuilder
+    from torch.utils.cpp_extension import _import_module_from_library
+
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", ""))
+    for name in ("deepspeed_shm_comm", "fused_adam"):
+        if name not in OpBuilder._loaded_ops and (folder / name / f"{name}.so").is_file():
+            OpBuilder._loaded_ops[name] = _import_module_from_library(name, str(folder / name), True)
 
 
 @contextmanager

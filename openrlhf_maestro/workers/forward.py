@@ -35,8 +35,8 @@ def check_supported(model: nn.Module) -> None:
     for name in LOGIT_CHANGES:
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise ValueError(
-                f"{type(model).__name__} has {name} in its config: it changes the logits after the output head, which is "
-                "not supported. Use a model without it (Qwen, Llama and Mistral families have none)."
+                f"{type(model).__name__} has {name} in its config: it changes the logits after the output head, which "
+                "is not supported. Use a model without it (Qwen, Llama and Mistral families have none)."
             )
 
 

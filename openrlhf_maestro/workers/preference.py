@@ -44,7 +44,7 @@ class PreferenceWorker(plain_class(RewardModelActor)):  # type: ignore[misc]
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def score(self, messages: list[list[dict[str, Any]]], responses: list[str]) -> Tensor:
-        """(B,) fp32 scalar logits of (prompt, response), no system prompt added; -inf where over reward.max_len tokens."""
+        """(B,) fp32 scalar logits of (prompt, response), no system prompt added; -inf over reward.max_len."""
         conversations = [
             [*prompt, {"role": "assistant", "content": text}] for prompt, text in zip(messages, responses, strict=True)
         ]

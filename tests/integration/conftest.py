@@ -185,3 +185,19 @@ def cold_start(main_run: Run) -> Path:
     import yaml
 
     return Path(yaml.safe_load((main_run.directory / "config.yaml").read_text())["actor"]["model_name_or_path"])
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., str]:
+    """`run_python(code, *arguments)`: the output of a fresh interpreter that may load models on a CPU."""
+    from openrlhf_maestro.launch.environment import process_environment
+
+    def run(code: str, *arguments: str) -> str:
+        environment = os.environ | process_environment("cpu", trust_remote_code=False)
+        environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
