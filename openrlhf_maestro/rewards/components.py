@@ -30,7 +30,7 @@ class Features:
     length_limits: Sequence[tuple[float, float]] | None = None  # (B, 2) l_min and l_max, tokens; per data set
     mean_entropy: Tensor | None = None  # (B,) mean over response tokens, nats, at the sampling temperature
     reference_nll: Tensor | None = None  # (B,) mean over the reference's tokens, nats; +inf: it had no room
-    preference: Tensor | None = None  # (B,) logit of the preference model
+    preference: Tensor | None = None  # (B,) logit of the preference model; -inf: the text was too long for it
     rule: Tensor | None = None  # (B,) verdict of the task's rule checker, 0 or 1
 
 
@@ -73,7 +73,9 @@ def _length(features: Features) -> Tensor:
 
 
 def _preference(features: Features) -> Tensor:
-    return _fault_if_empty(_finite_or_missing(features.preference), features)
+    scores = _given(features.preference)
+    too_long = scores.isneginf()
+    return _fault_if_empty(_finite_or_missing(scores).masked_fill(too_long, -torch.inf), features)
 
 
 def _rule(features: Features) -> Tensor:

@@ -40,7 +40,7 @@ class Scored:
     response_tokens: Tensor  # (B,) long, with the stop token
     mean_entropy: Tensor  # (B,) nats
     kl: Tensor | None  # (B,) mean k3 over the response's tokens, old policy against the reference
-    high_entropy_tokens: Tensor  # (B,) long, tokens in the policy loss
+    policy_loss_tokens: Tensor  # (B,) long, tokens in the policy loss
     logprob_diff_mean: Tensor  # (B,) |vLLM - trainer|, mean over the response's tokens
     logprob_diff_max: Tensor  # (B,)
 

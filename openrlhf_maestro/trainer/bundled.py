@@ -149,11 +149,14 @@ def _random_model(name: str, overrides: dict[str, Any], seed: int, assets_dir: s
 
 
 _RANDOM = """
-import json, sys, torch
+import json, pathlib, sys, torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 source, overrides, seed, target = sys.argv[1:]
+# Merged before the config is made: it derives and checks values from one another.
+values = json.loads((pathlib.Path(source) / "config.json").read_text()) | json.loads(overrides)
 torch.manual_seed(int(seed))
-AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **json.loads(overrides))).save_pretrained(target)
+config = AutoConfig.for_model(values.pop("model_type"), **values)
+AutoModelForCausalLM.from_config(config).float().save_pretrained(target)
 AutoTokenizer.from_pretrained(source).save_pretrained(target)
 """
 

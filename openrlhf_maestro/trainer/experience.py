@@ -219,7 +219,7 @@ class ExperienceMaker(RemoteExperienceMaker):
             response_tokens=tokens.long(),
             mean_entropy=mean_entropy,
             kl=self._kl(measured, mask),
-            high_entropy_tokens=self._high_entropy_tokens(measured, mask, truncated),
+            policy_loss_tokens=self._policy_loss_tokens(measured, mask, truncated),
             logprob_diff_mean=difference.sum(-1) / tokens,
             logprob_diff_max=difference.amax(-1),
         )
@@ -250,7 +250,7 @@ class ExperienceMaker(RemoteExperienceMaker):
     def _loss_dropped(self, truncated: Tensor) -> Tensor:
         return truncated if self.config.objective.mask_truncated else torch.zeros_like(truncated)
 
-    def _high_entropy_tokens(self, measured: _Measured, mask: Tensor, truncated: Tensor) -> Tensor:
+    def _policy_loss_tokens(self, measured: _Measured, mask: Tensor, truncated: Tensor) -> Tensor:
         """(B,) tokens that the policy loss counts, with the threshold of the whole step."""
         kept = mask * (~self._loss_dropped(truncated)).float()[:, None]
         quantile = self.config.objective.top_entropy_quantile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 import traceback
@@ -40,29 +41,37 @@ def train(config: MaestroConfig) -> Path:
         UserError: configuration or data cannot work; found before a model is loaded.
         RunError: a failure while running; the traceback is in logs/controller.log.
     """
-    started = time.monotonic()
     check_model_folder(config)
     data = check_data(config)
     run_dir = RunDir(config.run_dir)
-    made = missing_models(config)
-    if made:
-        with CONSOLE.status(f"making {' and '.join(made)}, once (under a minute)"):
-            config = make_models(config)
-        CONSOLE.print(
-            f"made {' and '.join(made)} in {time.monotonic() - started:.0f} s, kept in {config.run.assets_dir}/"
-        )
-    else:
-        config = make_models(config)
-    checkpoint = find_checkpoint(config, run_dir.checkpoints)
+    resolved = _make_models(config)
+    checkpoint = find_checkpoint(resolved, run_dir.checkpoints)
+    # The run's config.yaml is what was asked for, so that it can be used again elsewhere.
+    moved = run_dir.start(config, checkpoint.step if checkpoint is not None else 0)
+    if moved is not None:
+        CONSOLE.print(f"an earlier run of this name was moved to {moved}/", soft_wrap=True)
     try:
-        return _train(config, data, run_dir, checkpoint)
+        return _train(resolved, data, run_dir, checkpoint)
     except (MaestroError, KeyboardInterrupt):
         raise
     except Exception as error:
         # Whatever fails in a worker arrives here as one of many types of Ray: shown short, kept whole.
-        run_dir.logs.mkdir(parents=True, exist_ok=True)
         (run_dir.logs / "controller.log").write_text(traceback.format_exc())
-        raise RunError(f"{_cause(error)} Traceback and workers' output: {run_dir.logs}/") from error
+        raise RunError(f"{_cause(error, run_dir.logs)} Traceback and workers' output: {run_dir.logs}/") from error
+
+
+def _make_models(config: MaestroConfig) -> MaestroConfig:
+    """The configuration with folders in place of bundled names, after making what is missing."""
+    missing = missing_models(config)
+    if not missing:
+        return make_models(config)
+    names, start_s = " and ".join(missing), time.monotonic()
+    with CONSOLE.status(f"making {names}, once (about a minute)"):
+        resolved = make_models(config)
+    CONSOLE.print(
+        f"made {names} in {time.monotonic() - start_s:.0f} s, kept in {config.run.assets_dir}/", soft_wrap=True
+    )
+    return resolved
 
 
 def check_model_folder(config: MaestroConfig) -> None:
@@ -166,9 +175,6 @@ class _Cluster:
         loader = PromptLoader(prompts, config.rollout.batch_size, config.train.seed, config.train.num_episodes)
         total = len(loader) if config.run.max_steps < 0 else min(config.run.max_steps, len(loader))
         start = checkpoint.step if checkpoint is not None else 0
-        moved = run_dir.start(config, start)
-        if moved is not None:
-            CONSOLE.print(f"an earlier run of this name was moved to {moved}/")
         updates_a_step = config.responses_per_step // config.train.batch_size * config.train.max_epochs
         workers = start_workers(config, self.device, total * updates_a_step)
         self.engines = workers.engines
@@ -246,8 +252,20 @@ def _tokenised(prompts: PromptSet, config: MaestroConfig, tokenizer: Any) -> Pro
     return fitted
 
 
-def _cause(error: BaseException) -> str:
-    """The first line that says what went wrong, without Ray's frames."""
+def _cause(error: BaseException, logs: Path) -> str:
+    """The line that says what went wrong, without Ray's frames."""
     cause = getattr(error, "cause", None) or error
+    if type(cause).__name__ == "EngineDeadError":
+        return f"a vLLM engine died: {_last_error(logs)}"
     text = str(cause).strip() or type(cause).__name__
     return f"{type(cause).__name__}: {text.splitlines()[-1].strip()}"
+
+
+def _last_error(logs: Path) -> str:
+    """The last error that an engine's processes wrote; the exception that reaches us does not say."""
+    found = "its log does not say why."
+    for log in sorted(logs.glob("vllm_engine*.log")):
+        for line in log.read_text(errors="replace").splitlines():
+            match = re.search(r"\b(?!EngineDeadError)\w+Error: .*", line)
+            found = match.group() if match else found
+    return found

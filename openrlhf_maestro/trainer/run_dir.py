@@ -94,7 +94,7 @@ def rollout_columns(step: int, scored: Scored) -> dict[str, Column]:
         "advantage": scored.advantages.numpy(),
         "truncated": scored.truncated.numpy(),
         "response_tokens": scored.response_tokens.numpy(),
-        "policy_loss_tokens": scored.high_entropy_tokens.numpy(),
+        "policy_loss_tokens": scored.policy_loss_tokens.numpy(),
         "kl": scored.kl.numpy() if scored.kl is not None else [None] * len(rollouts),
         "logprob_diff_mean": scored.logprob_diff_mean.numpy(),
         "logprob_diff_max": scored.logprob_diff_max.numpy(),

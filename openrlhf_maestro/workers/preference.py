@@ -54,6 +54,7 @@ class PreferenceWorker(plain_class(RewardModelActor)):  # type: ignore[misc]
         limit = self.config.reward.max_len
         sequences, attention_mask = _right_padded([row[:limit] for row in ids], self.tokenizer.pad_token_id)
         scores = self.forward(sequences, attention_mask).float()
+        scores = scores.masked_fill(~scores.isfinite(), torch.nan)
         too_long = torch.tensor([len(row) > limit for row in ids])
         return scores.masked_fill(too_long, FAULT)
 

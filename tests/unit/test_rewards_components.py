@@ -51,14 +51,14 @@ def test_length_uses_each_responses_own_limits() -> None:
     assert scores == [0.5, 1.0, 0.0, -INF]
 
 
-def test_preference_that_is_not_finite_is_missing() -> None:
+def test_preference_that_is_not_finite_is_missing_but_a_text_too_long_for_it_is_at_fault() -> None:
     scores = column(
         "preference",
         texts=["a", "b", "c", "d", ""],
         lengths=[3, 3, 3, 3, 1],
         preference=torch.tensor([-7.25, NAN, INF, -INF, 2.0]),
     )
-    assert scores == pytest.approx([-7.25, NAN, NAN, NAN, -INF], nan_ok=True)
+    assert scores == pytest.approx([-7.25, NAN, NAN, -INF, -INF], nan_ok=True)
 
 
 def test_rule_passes_the_verdict_on() -> None:
