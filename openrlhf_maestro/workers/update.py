@@ -47,6 +47,7 @@ class PolicyTrainer(ActorPPOTrainer):
         scale = len(batches) * torch.distributed.get_world_size()
 
         self.actor.train()
+        lr = self.actor_scheduler.get_last_lr()[0]  # of this step; afterwards it is the next one's
         totals = torch.zeros(4, dtype=torch.float64, device=device)
         for batch in batches:
             loss, statistics = self._loss(batch, threshold, denominator, beta)
@@ -60,7 +61,7 @@ class PolicyTrainer(ActorPPOTrainer):
             "kl": kl_sum / max(tokens, 1),
             "clip_ratio": clipped / max(tokens, 1),
             "grad_norm": self.strategy.get_grad_norm(self.actor),
-            "lr": self.actor_scheduler.get_last_lr()[0],
+            "lr": lr,
         }
 
     def _loss(
