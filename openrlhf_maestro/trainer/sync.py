@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -21,7 +22,9 @@ class WeightSync:
         self.on_cpu = device == "cpu"
         shared_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self._folder = (
-            tempfile.TemporaryDirectory(prefix="maestro-weights-", dir=shared_memory) if self.on_cpu else None
+            tempfile.TemporaryDirectory(prefix=f"maestro-weights-{os.getpid()}-", dir=shared_memory)
+            if self.on_cpu
+            else None
         )
 
     def to_engines(self) -> None:

@@ -1,7 +1,7 @@
 """Runs of the command line on the real stack, shared by the tests of this folder.
 
-A run is a process of its own, as a user starts it. The bundled models lie in the repository's `assets/`, so that they are
-made once and kept; everything else goes to a temporary folder.
+A run is a process of its own, as a user starts it. The bundled models lie in the repository's `assets/`, so that they
+are made once and kept; everything else goes to a temporary folder.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _arguments(options: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """`start(options, directory=None, config="quick_start", command="train")`: a `maestro` process in the background."""
+    """`start(options, directory=None, config="quick_start", command="train")`: a process in the background."""
     folder = tmp_path_factory.mktemp("maestro")
     runs: list[Run] = []
 
@@ -182,9 +182,8 @@ def main_run(finished: Callable[..., Run]) -> Run:
 @pytest.fixture(scope="session")
 def cold_start(main_run: Run) -> Path:
     """The folder of the model that `main_run` started from."""
-    import yaml
-
-    return Path(yaml.safe_load((main_run.directory / "config.yaml").read_text())["actor"]["model_name_or_path"])
+    state = json.loads((main_run.directory / "checkpoints" / "global_step_4" / "state.json").read_text())
+    return Path(state["actor.model_name_or_path"])
 
 
 @pytest.fixture(scope="session")
@@ -194,7 +193,11 @@ def run_python() -> Callable[..., str]:
 
     def run(code: str, *arguments: str) -> str:
         environment = os.environ | process_environment("cpu", trust_remote_code=False)
-        environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        environment |= {
+            "TORCHDYNAMO_DISABLE": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+        }
         command = [sys.executable, "-c", code, *arguments]
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr

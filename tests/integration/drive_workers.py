@@ -1,7 +1,7 @@
 """Runs the policy and reference workers on given micro-batches: `python drive_workers.py FOLDER` (see test_update.py).
 
-Reads FOLDER/case.pt and FOLDER/model, writes FOLDER/result.pt. A process of its own, because it changes torch and OpenRLHF
-for the CPU and starts Ray.
+Reads FOLDER/case.pt and FOLDER/model, writes FOLDER/result.pt. A process of its own, because it changes torch and
+OpenRLHF for the CPU and starts Ray.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ def aftermath(start: Callable[..., Any], main_options: dict[str, Any]) -> Afterm
     before = names_in_shared_memory()
     run = start(main_options | {"run.max_steps": 400, "train.seed": 7, "ckpt.save_steps": -1})
     run.wait_for_step(3)
+    assert any(name.startswith(f"maestro-weights-{run.process.pid}-") for name in names_in_shared_memory())
     processes = run.descendants()
     used = used_by(processes)
     began = time.monotonic()
@@ -82,7 +83,7 @@ def test_no_shared_memory_is_left(aftermath: Aftermath) -> None:
     new = names_in_shared_memory() - aftermath.shared_memory_before
     # Others on this machine may have made files of their own meanwhile.
     assert new & aftermath.shared_memory_used == set()
-    assert not [name for name in new if name.startswith("maestro-weights-")]
+    assert not [name for name in new if name.startswith(f"maestro-weights-{aftermath.run.process.pid}-")]
 
 
 def test_what_was_written_is_whole(aftermath: Aftermath) -> None:
@@ -97,3 +98,27 @@ def test_another_seed_is_another_run(main_run: Any, aftermath: Aftermath) -> Non
     ours, theirs = aftermath.run.rollouts(1), main_run.rollouts(1)
     assert ours["prompt"] != theirs["prompt"]
     assert ours["response"] != theirs["response"]
+
+
+def test_nothing_is_left_of_a_start_that_was_interrupted(
+    start: Callable[..., Any], main_options: dict[str, Any]
+) -> None:
+    """While models are being loaded, when vLLM's own process is there and the engine not yet ready."""
+    run = start(main_options)
+    deadline = time.monotonic() + 120
+    while not any(is_engine(process) for process in run.descendants()):
+        assert run.process.poll() is None and time.monotonic() < deadline, run.output + run.stderr
+        time.sleep(0.1)
+    processes = run.descendants()
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.wait(timeout_s=60) == INTERRUPTED
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert alive == []
+    assert "Traceback" not in run.stderr
+
+
+def is_engine(process: psutil.Process) -> bool:
+    try:
+        return "EngineCore" in " ".join([process.name(), *process.cmdline()])
+    except psutil.NoSuchProcess:
+        return False

@@ -57,7 +57,13 @@ def test_equal_weights_compute_nothing_of_the_conductor(untied: Any) -> None:
         assert line["conductor/weight/entropy"] == pytest.approx(1 / 3)
     rollouts = untied.rollouts(1)
     assert set(rollouts["action"]) == {None}
-    for values in zip(rollouts["norm_format"], rollouts["norm_entropy"], rollouts["norm_length"], rollouts["scalar_reward"], strict=True):
+    for values in zip(
+        rollouts["norm_format"],
+        rollouts["norm_entropy"],
+        rollouts["norm_length"],
+        rollouts["scalar_reward"],
+        strict=True,
+    ):
         assert values[3] == pytest.approx(sum(values[:3]) / 3)
     assert not (untied.directory / "conductor").exists()
 
@@ -112,7 +118,9 @@ def response_loss(model: Any, tokenizer: Any, rows: list[dict[str, str]]) -> flo
     return total / count
 
 
-def test_sft_lowers_the_loss_on_its_rows(finished: Callable[..., Any], small_options: dict[str, Any], tmp_path: Path) -> None:
+def test_sft_lowers_the_loss_on_its_rows(
+    finished: Callable[..., Any], small_options: dict[str, Any], tmp_path: Path
+) -> None:
     assets = small_options["run.assets_dir"]
     with (ensure_asset("tasks", assets) / "train.jsonl").open() as file:
         rows = [json.loads(next(file)) for _ in range(16)]

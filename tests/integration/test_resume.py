@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ class Interrupted:
 
 
 @pytest.fixture(scope="module")
-def interrupted(start: Callable[..., Any], finished: Callable[..., Any], main_options: dict[str, Any]) -> Iterator[Interrupted]:
+def interrupted(
+    start: Callable[..., Any], finished: Callable[..., Any], main_options: dict[str, Any]
+) -> Iterator[Interrupted]:
     run = start(main_options)
     run.wait_for_step(KILLED_AFTER)
     started = run.descendants()
@@ -43,12 +46,12 @@ def without_times(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if not name.startswith("time/")}
 
 
-def close(one: Any, other: Any) -> bool:
-    """Equal, numbers to 1e-6."""
+def close(one: Any, other: Any, tolerance: float = 1e-6) -> bool:
+    """Equal, numbers to the tolerance."""
     if isinstance(one, float) and isinstance(other, float):
-        return one == pytest.approx(other, rel=1e-6, abs=1e-6, nan_ok=True)
+        return one == pytest.approx(other, rel=tolerance, abs=tolerance, nan_ok=True)
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(close, one, other))
+        return len(one) == len(other) and all(close(*pair, tolerance) for pair in zip(one, other, strict=True))
     return bool(one == other)
 
 
@@ -76,9 +79,14 @@ def test_resumed_metrics(main_run: Any, interrupted: Interrupted) -> None:
 
 
 def test_resumed_rollouts(main_run: Any, interrupted: Interrupted) -> None:
+    """Texts, actions and ranks to the letter.
+
+    Single responses differ by more than a step's means: DeepSpeed's CPU Adam multiplies beta^t up step by step,
+    after a load it takes a power, and the last bit of the weights may differ.
+    """
     for step in range(1, STEPS + 1):
         rollouts, expected = interrupted.resumed.rollouts(step), main_run.rollouts(step)
-        differing = [name for name in expected if not close(rollouts[name], expected[name])]
+        differing = [name for name in expected if not close(rollouts[name], expected[name], 5e-6)]
         assert not differing, f"step {step}"
 
 
@@ -96,4 +104,4 @@ def test_it_did_resume(interrupted: Interrupted, main_run: Any) -> None:
     kept = interrupted.resumed.steps()[:2]
     assert kept == interrupted.steps_before[:2]
     assert not list(Path(interrupted.resumed.directory).parent.glob(f"{interrupted.resumed.directory.name}.*"))
-    assert "2 steps to go" in " ".join(interrupted.resumed.output.split())
+    assert re.findall(r"^step +(\d)/4", interrupted.resumed.output, re.MULTILINE) == ["3", "4"]

@@ -68,12 +68,22 @@ def test_files(main_run: Any) -> None:
         "logs",
         "report.html",
     }
-    assert {path.name for path in (directory / "rollouts").iterdir()} == {f"step_00000{n}.parquet" for n in (1, 2, 3, 4)}
+    assert {path.name for path in (directory / "rollouts").iterdir()} == {
+        f"step_00000{n}.parquet" for n in (1, 2, 3, 4)
+    }
     assert {path.name for path in (directory / "evaluations").iterdir()} == {f"step_00000{n}.parquet" for n in (0, 4)}
     assert {path.name for path in (directory / "checkpoints").iterdir()} == {"global_step_2", "global_step_4"}
     assert {"config.json", "model.safetensors"} <= {path.name for path in (directory / "conductor").iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (directory / "model").iterdir()}
-    workers = {"policy_rank0.log", "policy_rank1.log", "reference_rank0.log", "preference_rank0.log", "vllm_engine0.log"}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (directory / "model").iterdir()
+    }
+    workers = {
+        "policy_rank0.log",
+        "policy_rank1.log",
+        "reference_rank0.log",
+        "preference_rank0.log",
+        "vllm_engine0.log",
+    }
     assert workers <= {path.name for path in (directory / "logs").iterdir()}
 
 
@@ -154,7 +164,9 @@ def test_rollout_files(frames: list[pd.DataFrame], main_run: Any) -> None:
             assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= tokens - (not truncated)
     everything = pd.concat(frames)
     assert 0 < everything.truncated.mean() < 1, "this run is to have truncated responses, and whole ones"
-    assert everything.response.nunique() > PROMPTS * STEPS, "the responses of a group are sampled with seeds of their own"
+    assert everything.response.nunique() > PROMPTS * STEPS, (
+        "the responses of a group are sampled with seeds of their own"
+    )
 
 
 # ── metrics, recomputed ──
@@ -178,7 +190,9 @@ def test_raw_rewards(pairs: Any) -> None:
 
 
 def test_format_and_length_are_those_of_the_text(frames: list[pd.DataFrame]) -> None:
-    pattern = re.compile(r"\s*<think>((?!</?think>|</?answer>).)*</think>\s*<answer>((?!</?think>|</?answer>).)*</answer>\s*", re.S)
+    pattern = re.compile(
+        r"\s*<think>((?!</?think>|</?answer>).)*</think>\s*<answer>((?!</?think>|</?answer>).)*</answer>\s*", re.S
+    )
     for frame in frames:
         for row in frame.itertuples():
             in_format = pattern.fullmatch(row.response) is not None
@@ -326,7 +340,9 @@ def test_final_model_is_a_trained_one(main_run: Any, cold_start: Any, frames: li
     assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(cold_start).get_vocab()
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(cold_start).chat_template
     row = frames[0].iloc[0]
-    text = tokenizer.apply_chat_template([{"role": "user", "content": row.prompt}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": row.prompt}], tokenize=False, add_generation_prompt=True
+    )
     ids = tokenizer(text + row.response, add_special_tokens=False, return_tensors="pt")["input_ids"]
     after_log_prob, before_log_prob = log_prob_of(trained, ids), log_prob_of(before, ids)
     assert after_log_prob.isfinite().all()
@@ -339,7 +355,9 @@ def test_vllm_serves_the_final_model(main_run: Any, frames: list[pd.DataFrame], 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     prompts = [
         tokenizer(
-            tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True),
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            ),
             add_special_tokens=False,
         )["input_ids"]
         for text in dict.fromkeys(frames[0].prompt)

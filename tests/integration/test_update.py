@@ -1,8 +1,8 @@
 """The policy's update and features on the real workers, against METHOD section 3 written out on full tensors.
 
-Two policies get the same eight hand-made responses: one as two ZeRO-3 ranks that train on 2 responses at a time, one as a
-single rank that trains on all 8 at once. Lengths differ, one response is truncated, the old log-probs are off so that some
-ratios are clipped, and the gradient is long enough to be clipped.
+Two policies get the same eight hand-made responses: one as two ZeRO-3 ranks that train on 2 responses at a time, one
+as a single rank that trains on all 8 at once. Lengths differ, one response is truncated, the old log-probs are off so
+that some ratios are clipped, and the gradient is long enough to be clipped.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def save_with_tokenizer(model: Any, folder: Path) -> None:
 
 
 def right_padded(first: list[int], second: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Random tokens of these lengths: ids (B, T), attention mask, and the mask (B, T - 1) that predicts the second part."""
+    """Random tokens of these lengths: ids (B, T), attention mask, mask (B, T - 1) that predicts the second part."""
     width = max(map(sum, zip(first, second, strict=True)))
     ids = torch.zeros(len(first), width, dtype=torch.long)
     attention, action = torch.zeros_like(ids), torch.zeros(len(first), width - 1, dtype=torch.long)
@@ -226,7 +226,7 @@ def expected_updates(case: Case) -> list[dict[str, Any]]:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        updates.append({"loss": float(loss), "kl": float(kl), "grad_norm": float(norm), "weights": weights})
+        updates.append({"loss": loss.item(), "kl": kl.item(), "grad_norm": norm.item(), "weights": weights})
     return updates
 
 
@@ -234,7 +234,9 @@ def test_the_case_is_one_that_tests(case: Case, expected_updates: list[dict[str,
     """Gradient clipping, ratio clipping and the second, off-policy update all matter here."""
     assert all(update["grad_norm"] > 2 * MAX_NORM for update in expected_updates)
     start = dict(case.model.named_parameters())
-    moved = max(float((weight - start[name]).abs().max().detach()) for name, weight in expected_updates[0]["weights"].items())
+    moved = max(
+        float((weight - start[name]).abs().max().detach()) for name, weight in expected_updates[0]["weights"].items()
+    )
     assert moved > 1e-3
 
 
@@ -249,7 +251,9 @@ def test_update_is_that_of_the_method(
     assert update["status"]["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
     assert update["weights"].keys() == expected["weights"].keys()
     for name, weight in expected["weights"].items():
-        torch.testing.assert_close(update["weights"][name], weight, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            update["weights"][name], weight, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_neither_ranks_nor_micro_batch_size_change_the_update(case: Case) -> None:
@@ -292,7 +296,7 @@ def test_reference_answers_are_scored_at_temperature_one(case: Case) -> None:
 
 @pytest.mark.parametrize("ranks", ["one rank", "two ranks"])
 def test_reference_is_mixed_with_the_policy(case: Case, expected_updates: list[dict[str, Any]], ranks: str) -> None:
-    """ref <- 0.6 policy + 0.4 ref, twice, seen through the reference's log-probs; two policy ranks on one or two of the reference."""
+    """ref <- 0.6 policy + 0.4 ref, twice, seen through its log-probs; two policy ranks, one or two of the reference."""
     model = copy.deepcopy(case.model)
     policy = expected_updates[-1]["weights"]
     for number, seen in enumerate(case.result["reference"][ranks]):

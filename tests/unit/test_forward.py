@@ -82,7 +82,9 @@ def test_gradients(batch: dict[str, Tensor], tied: bool) -> None:
     (result.log_probs * weights).sum().backward()
     (by_definition(plain, batch, 0.7)[0] * weights).sum().backward()
     for (name, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(
+            parameter.grad, expected.grad, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text
+        )
 
 
 def test_what_carries_no_gradient(batch: dict[str, Tensor]) -> None:
@@ -144,7 +146,9 @@ def test_an_engine_is_called_through_its_own_forward(batch: dict[str, Tensor]) -
     torch.testing.assert_close(result.log_probs, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("option", "value"), [("final_logit_softcapping", 30.0), ("logit_scale", 0.5), ("logits_scaling", 8.0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("final_logit_softcapping", 30.0), ("logit_scale", 0.5), ("logits_scaling", 8.0)]
+)
 def test_refuses_models_that_change_their_logits(option: str, value: float) -> None:
     model = tiny_model()
     model.config = copy.deepcopy(model.config)

@@ -105,7 +105,7 @@ def test_a_prompt_carries_what_its_row_says(tmp_path: Path) -> None:
     (prompt,) = load(write_jsonl(tmp_path / "rows.jsonl", [row]))
     assert (prompt.id, prompt.text, prompt.reference, prompt.datasource) == ("17", "Hello?", "yes", "greetings")
     assert prompt.messages == ({"role": "user", "content": "Hello?"},)
-    assert prompt.metadata == {"level": 3} and prompt.token_ids is None
+    assert prompt.metadata == {"level": 3} and prompt.token_ids == []
 
 
 def test_a_row_without_an_id_is_named_by_its_place_in_the_file_wherever_that_lies(tmp_path: Path) -> None:
