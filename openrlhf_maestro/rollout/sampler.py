@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -14,8 +14,10 @@ from openrlhf_maestro.rollout.responses import Response, response_seed
 class Sampler:
     """Spreads prompts over the engines; each response has a seed of its own."""
 
-    def __init__(self, engines: Sequence[Any], *, seed: int, max_new_tokens: int) -> None:
+    def __init__(self, engines: Sequence[Any], *, seed: int, max_new_tokens: int, sleeping: bool = False) -> None:
+        """`sleeping`: the engines give their memory back between calls (vllm.enable_sleep)."""
         self.engines = engines
+        self.sleeping = sleeping
         self.seed = seed
         self.max_new_tokens = max_new_tokens
 
@@ -27,13 +29,11 @@ class Sampler:
         step: int,
         n_samples: int,
         temperature: float,
-        on_done: Callable[[int], None] = lambda _finished: None,
     ) -> list[list[Response]]:
         """`n_samples` responses for each prompt, in the order of `prompts`.
 
         Args:
             purpose: part of every response's seed, so that evaluation and training never share one.
-            on_done: called with the number of prompts finished so far.
         """
         sampling = {
             "temperature": temperature,
@@ -43,18 +43,15 @@ class Sampler:
             "logprobs": 0,
             "detokenize": False,
         }
-        pending = {}
+        if self.sleeping:
+            ray.get([engine.wake_up.remote() for engine in self.engines])
+        pending = []
         for index, prompt in enumerate(prompts):
-            seeds = [
-                response_seed(self.seed, purpose, step, f"{prompt.id}#{prompt.row}", sample)
-                for sample in range(n_samples)
-            ]
+            row = f"{prompt.id}#{prompt.row}"
+            seeds = [response_seed(self.seed, purpose, step, row, sample) for sample in range(n_samples)]
             engine = self.engines[index % len(self.engines)]
-            pending[engine.sample.remote(prompt.token_ids, sampling, seeds)] = index
-        results: list[list[Response]] = [[] for _ in prompts]
-        while pending:
-            ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0.05)
-            for reference in ready:
-                results[pending.pop(reference)] = ray.get(reference)
-            on_done(len(prompts) - len(pending))
+            pending.append(engine.sample.remote(prompt.token_ids, sampling, seeds))
+        results: list[list[Response]] = ray.get(pending)
+        if self.sleeping:
+            ray.get([engine.sleep.remote() for engine in self.engines])
         return results

@@ -39,7 +39,12 @@ def assemble(
     if checkpoint is not None:
         load_checkpoint(checkpoint, workers, orchestrator)
         sync.to_engines()
-    sampler = Sampler(workers.engines, seed=config.train.seed, max_new_tokens=config.rollout.max_new_tokens)
+    sampler = Sampler(
+        workers.engines,
+        seed=config.train.seed,
+        max_new_tokens=config.rollout.max_new_tokens,
+        sleeping=config.vllm.enable_sleep,
+    )
     components = [make_component(part.kind, part.label) for part in config.rewards.components]
     maker = ExperienceMaker(
         config,

@@ -104,7 +104,11 @@ class Controller:
         """The optimiser step (steps, where train.batch_size is a part of the rollout) on exactly these responses."""
         policy = self.workers.policy
         ray.get(policy.async_run_method_batch("append", experience=list(micro_batches)))
+        if self.config.ds.enable_sleep:
+            ray.get(policy.async_run_method("reload_states"))
         status: dict[str, float] = ray.get(policy.async_run_method("fit", kl_ctl=self.config.algo.kl.init_coef))[0]
+        if self.config.ds.enable_sleep:
+            ray.get(policy.async_run_method("offload_states"))
         for name in ("loss", "grad_norm"):
             if not math.isfinite(status[name]):
                 raise RunError(

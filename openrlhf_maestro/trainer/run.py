@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 import traceback
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,9 +155,10 @@ class _Cluster:
         self.sync: Any = None
         self.engines: list[Any] = []
         # Ray's processes die with the thread that started them: it must be this one.
-        importing = _InBackground(_import_heavy_modules)
-        ray.init(**ray_settings(config, self.device))
-        importing.result()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            importing = pool.submit(_import_heavy_modules)
+            ray.init(**ray_settings(config, self.device))
+            importing.result()
 
     def build(self, data: Data, run_dir: RunDir, checkpoint: Checkpoint | None) -> tuple[Any, int, int]:
         """Start the actors. Returns the controller, the steps done before and the steps in all."""
@@ -197,9 +197,9 @@ class _Cluster:
         if self.sync is not None:
             self.sync.close()
         if ray.is_initialized():
-            ray.wait(
-                [engine.shutdown.remote() for engine in self.engines], num_returns=len(self.engines), timeout=10
-            ) if self.engines else None
+            stopping = [engine.shutdown.remote() for engine in self.engines]
+            if stopping:
+                ray.wait(stopping, num_returns=len(stopping), timeout=SHUTDOWN_S)
             ray.shutdown()
 
 
@@ -208,28 +208,6 @@ def _import_heavy_modules() -> None:
 
     prepare_process()
     import openrlhf_maestro.trainer.assemble  # noqa: F401
-
-
-class _InBackground:
-    """A call that runs in a thread of its own."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._call = call
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._call()
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> None:
-        """Wait for the call; what it raised is raised here."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
 
 
 def _tokenised(prompts: PromptSet, config: MaestroConfig, tokenizer: Any) -> PromptSet:
