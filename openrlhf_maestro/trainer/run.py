@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tenacity import retry, retry_if_exception_message, stop_after_attempt
+
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import PromptLoader, PromptSet, fit_prompts, load_prompts
 from openrlhf_maestro.errors import ConfigError, MaestroError, RunError
@@ -143,7 +145,6 @@ class _Cluster:
     """Ray and the actors of one run. Heavy modules are imported while Ray starts."""
 
     def __init__(self, config: MaestroConfig) -> None:
-        import ray
 
         from openrlhf_maestro.launch import ray_settings, worker_environment
         from openrlhf_maestro.upstream.device import choose_device
@@ -157,7 +158,7 @@ class _Cluster:
         # Ray's processes die with the thread that started them: it must be this one.
         with ThreadPoolExecutor(max_workers=1) as pool:
             importing = pool.submit(_import_heavy_modules)
-            ray.init(**ray_settings(config, self.device))
+            _start_ray(ray_settings(config, self.device))
             importing.result()
 
     def build(self, data: Data, run_dir: RunDir, checkpoint: Checkpoint | None) -> tuple[Any, int, int]:
@@ -201,6 +202,15 @@ class _Cluster:
             if stopping:
                 ray.wait(stopping, num_returns=len(stopping), timeout=SHUTDOWN_S)
             ray.shutdown()
+
+
+@retry(stop=stop_after_attempt(3), retry=retry_if_exception_message(match=".*timed out during startup.*"), reraise=True)
+def _start_ray(settings: dict[str, Any]) -> None:
+    """Ray gives its own processes 30 s to come up, which a busy machine can exceed; then it is started again."""
+    import ray
+
+    ray.shutdown()
+    ray.init(**settings)
 
 
 def _import_heavy_modules() -> None:

@@ -285,8 +285,8 @@ def test_policy_loss_and_kl(pairs: Any) -> None:
 
 
 def test_linear_schedule_of_the_learning_rate(steps: list[dict[str, Any]]) -> None:
-    """1e-3 falls to 0 over the run's updates; what is logged is the rate after the step."""
-    assert [line["policy/lr"] for line in steps] == pytest.approx([7.5e-4, 5e-4, 2.5e-4, 0.0])
+    """1e-3 falls to 0 over the run's four updates; what is logged is the rate that the step used."""
+    assert [line["policy/lr"] for line in steps] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
 def test_conductor_updates_every_second_step(steps: list[dict[str, Any]], frames: list[pd.DataFrame]) -> None:
