@@ -177,6 +177,15 @@ class MaestroConfig(Section):
                 f"train.colocate_all needs as many GPUs for the engines (vllm.num_engines x vllm.tensor_parallel_size "
                 f"= {engine_gpus}) as for the policy ({self.actor_world_size})."
             )
+        if (
+            self.train.colocate_all
+            and self.component_of_kind("preference")
+            and self.reward_world_size > self.actor_world_size
+        ):
+            yield (
+                f"train.colocate_all has a place for {self.actor_world_size} ranks of the preference model, not for "
+                f"{self.reward_world_size}: lower reward.num_nodes x reward.num_gpus_per_node."
+            )
         colocated = self.train.colocate_all or self.train.colocate_actor_ref
         if colocated and self.uses_reference and self.ref_world_size != self.actor_world_size:
             yield (

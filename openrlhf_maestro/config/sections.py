@@ -286,7 +286,11 @@ class RewardsSection(Section):
         names = [component.label for component in value]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two components are called {', '.join(twice)}: give each its own `name`")
+            raise ValueError(f"two components are called {', '.join(twice)}: each needs a name of its own")
+        kinds = [component.kind for component in value]
+        again = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+        if again:
+            raise ValueError(f"two components are of kind {', '.join(again)}: a kind can be used once")
         return value
 
 

@@ -43,7 +43,6 @@ class Component:
     normalisation: Normalisation
     needs: tuple[str, ...]  # fields of Features that must not be None
     score: Callable[[Features], Tensor] = field(repr=False, compare=False)  # -> (B,): -inf at fault, NaN missing
-    needs_reference: bool = False  # the data must have a reference answer
 
 
 def _format(features: Features) -> Tensor:
@@ -86,7 +85,7 @@ KINDS: dict[str, Component] = {
     component.kind: component
     for component in (
         Component("format", "format", "none", (), _format),
-        Component("perplexity", "perplexity", "group_rank", ("reference_nll",), _perplexity, needs_reference=True),
+        Component("perplexity", "perplexity", "group_rank", ("reference_nll",), _perplexity),
         Component("entropy", "entropy", "group_rank", ("mean_entropy",), _entropy),
         Component("neg_entropy", "neg_entropy", "group_rank", ("mean_entropy",), _neg_entropy),
         Component("length", "length", "none", ("length_limits",), _length),
@@ -96,15 +95,16 @@ KINDS: dict[str, Component] = {
 }
 
 
-def make_component(kind: str, name: str | None = None) -> Component:
-    """The component of a kind, under its own name or another.
+def make_component(kind: str, name: str | None = None, normalisation: Normalisation | None = None) -> Component:
+    """The component of a kind, under its own name or another, with its own normalisation or another.
 
     Raises:
         ValueError: if there is no such kind; the message lists those there are.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown reward component {kind!r}; there are: {', '.join(KINDS)}")
-    return replace(KINDS[kind], name=name or kind)
+    component = KINDS[kind]
+    return replace(component, name=name or kind, normalisation=normalisation or component.normalisation)
 
 
 def score_components(components: Sequence[Component], features: Features) -> Tensor:

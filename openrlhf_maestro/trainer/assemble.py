@@ -45,7 +45,7 @@ def assemble(
         max_new_tokens=config.rollout.max_new_tokens,
         sleeping=config.vllm.enable_sleep,
     )
-    components = [make_component(part.kind, part.label) for part in config.rewards.components]
+    components = [make_component(part.kind, part.label, part.normalisation) for part in config.rewards.components]
     maker = ExperienceMaker(
         config,
         workers,

@@ -123,11 +123,14 @@ class Controller:
         meta = self.orchestrator.update()
         if not isinstance(self.orchestrator, LearnedOrchestrator):
             return {}
-        metrics = {"conductor/updates": self.orchestrator.updates, "conductor/meta_loss": math.nan}
         if meta is not None:
-            metrics |= {"conductor/meta_loss": meta["meta_loss"], "conductor/lr_h_l1": meta["lr_h_l1"]}
             self.save_conductor()
-        return metrics
+        values = meta or {"meta_loss": math.nan, "lr_h_l1": math.nan}
+        return {
+            "conductor/updates": self.orchestrator.updates,
+            "conductor/meta_loss": values["meta_loss"],
+            "conductor/lr_h_l1": values["lr_h_l1"],
+        }
 
     def save_conductor(self) -> None:
         """The latest Conductor, where there is one, in the layout of huggingface_hub's model mixin."""

@@ -35,7 +35,7 @@ class Stopwatch:
 
 
 def step_metrics(scored: Scored, update: Mapping[str, float], orchestrator: Orchestrator) -> dict[str, float]:
-    """Everything but the timings; each but lr and grad_norm can be recomputed from the step's rollout file."""
+    """Everything but the timings. docs/metrics.md says which can be recomputed from the rollout file, and how."""
     return (
         _rollout(scored)
         | _rewards(scored)

@@ -21,6 +21,10 @@ class Checkpoint:
     path: Path
     step: int
 
+    def is_in(self, checkpoints: Path) -> bool:
+        """Whether it is one of the run that keeps its checkpoints there."""
+        return self.path.resolve().parent == checkpoints.resolve()
+
 
 def find_checkpoint(config: MaestroConfig, checkpoints: Path) -> Checkpoint | None:
     """The checkpoint that `run.resume` names, checked against the configuration before anything is loaded.

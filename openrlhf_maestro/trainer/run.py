@@ -16,10 +16,12 @@ from tenacity import retry, retry_if_exception_message, stop_after_attempt
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import PromptLoader, PromptSet, fit_prompts, load_prompts
 from openrlhf_maestro.errors import ConfigError, MaestroError, RunError
+from openrlhf_maestro.launch import ray_settings, worker_environment
 from openrlhf_maestro.trainer.bundled import bundled_dataset, make_models, missing_models
 from openrlhf_maestro.trainer.console import CONSOLE, accuracy_table
 from openrlhf_maestro.trainer.resume import Checkpoint, find_checkpoint
 from openrlhf_maestro.trainer.run_dir import RunDir
+from openrlhf_maestro.upstream.device import check_device_options, choose_device
 
 # Given to vLLM to end its own processes before Ray kills its actor.
 SHUTDOWN_S = 10
@@ -44,15 +46,18 @@ def train(config: MaestroConfig) -> Path:
     """
     check_model_folder(config)
     data = check_data(config)
+    device = choose_device(config.run.device)
+    check_device_options(config, device)
     run_dir = RunDir(config.run_dir)
     resolved = _make_models(config)
     checkpoint = find_checkpoint(resolved, run_dir.checkpoints)
     # The run's config.yaml is what was asked for, so that it can be used again elsewhere.
-    moved = run_dir.start(config, checkpoint.step if checkpoint is not None else 0)
+    continues = checkpoint is not None and checkpoint.is_in(run_dir.checkpoints)
+    moved = run_dir.start(config, checkpoint.step if checkpoint is not None and continues else None)
     if moved is not None:
         CONSOLE.print(f"an earlier run of this name was moved to {moved}/", soft_wrap=True)
     try:
-        return _train(resolved, data, run_dir, checkpoint)
+        return _train(resolved, device, data, run_dir, checkpoint)
     except (MaestroError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -118,10 +123,10 @@ def check_data(config: MaestroConfig) -> Data:
     return Data(training, held_out)
 
 
-def _train(config: MaestroConfig, data: Data, run_dir: RunDir, checkpoint: Checkpoint | None) -> Path:
+def _train(config: MaestroConfig, device: str, data: Data, run_dir: RunDir, checkpoint: Checkpoint | None) -> Path:
     with CONSOLE.status("starting Ray, vLLM and DeepSpeed") as status:
         start_s = time.monotonic()
-        cluster = _Cluster(config)
+        cluster = _Cluster(config, device)
         try:
             controller, start, total = cluster.build(data, run_dir, checkpoint)
             status.stop()
@@ -144,13 +149,9 @@ def _train(config: MaestroConfig, data: Data, run_dir: RunDir, checkpoint: Check
 class _Cluster:
     """Ray and the actors of one run. Heavy modules are imported while Ray starts."""
 
-    def __init__(self, config: MaestroConfig) -> None:
-
-        from openrlhf_maestro.launch import ray_settings, worker_environment
-        from openrlhf_maestro.upstream.device import choose_device
-
+    def __init__(self, config: MaestroConfig, device: str) -> None:
         self.config = config
-        self.device = choose_device(config.run.device)
+        self.device = device
         # What vLLM warns of while it is imported here, the workers write to their logs.
         os.environ.update(worker_environment(config, self.device) | {"VLLM_LOGGING_LEVEL": "ERROR"})
         self.sync: Any = None

@@ -35,24 +35,24 @@ class RunDir:
         self.model = path / "model"
         self.logs = path / "logs"
 
-    def start(self, config: MaestroConfig, step: int) -> Path | None:
-        """Make the folder ready for a run that has done `step` steps.
+    def start(self, config: MaestroConfig, continues_at: int | None) -> Path | None:
+        """Make the folder ready for a new run (None), or for one that continues in it after so many steps.
 
-        At step 0 an earlier run of the same name is moved aside, never overwritten; later, what was written after the
-        checkpoint is dropped, because it will be written again.
+        Before a new run an earlier one of the same name is moved aside, never overwritten. When a run continues, what
+        it wrote after the checkpoint is dropped, because it will be written again.
 
         Returns:
             Where an earlier run was moved, or None.
         """
         moved = None
-        if step == 0 and self.metrics.exists():
+        if continues_at is None and self.metrics.exists():
             stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.metrics.stat().st_mtime))
             moved = self.path.with_name(f"{self.path.name}.{stamp}")
             os.rename(self.path, moved)
         for folder in (self.rollouts, self.evaluations, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
-        if step > 0:
-            self._forget_after(step)
+        if continues_at is not None:
+            self._forget_after(continues_at)
         write_atomically(self.path / "config.yaml", to_yaml(config))
         return moved
 

@@ -6,7 +6,8 @@ import os
 
 import torch
 
-from openrlhf_maestro.errors import UserError
+from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.errors import ConfigError, UserError
 
 
 def choose_device(choice: str) -> str:
@@ -19,6 +20,22 @@ def choose_device(choice: str) -> str:
     if choice == "cuda" and not available:
         raise UserError("run.device is cuda, but PyTorch sees no GPU here. Set run.device: auto or cpu.")
     return "cuda" if available and choice != "cpu" else "cpu"
+
+
+def check_device_options(config: MaestroConfig, device: str) -> None:
+    """Refuse what vLLM or PyTorch cannot do on a CPU.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if device != "cpu":
+        return
+    if config.ds.param_dtype == "bf16":
+        raise ConfigError("ds.param_dtype: vLLM's bf16 attention dies on some CPUs. Use fp32 or auto on a CPU.")
+    if config.ds.attn_implementation.startswith("flash_attention"):
+        raise ConfigError("ds.attn_implementation: flash attention needs CUDA. Use sdpa, eager or auto on a CPU.")
+    if config.vllm.enable_sleep:
+        raise ConfigError("vllm.enable_sleep frees GPU memory: there is none to free on a CPU. Set it to false.")
 
 
 def worker_device() -> str:

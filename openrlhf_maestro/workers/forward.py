@@ -26,7 +26,9 @@ class TokenForward:
 
     log_probs: Tensor  # (B, T - 1) fp32, 0 outside the mask
     entropy: Tensor | None  # (B, T - 1) fp32 nats, 0 outside the mask, without gradient
-    last_hidden: Tensor  # (B, H) fp32, final layer after the final norm, last non-padding token, detached
+    last_hidden: (
+        Tensor | None
+    )  # (B, H) fp32, final layer after the final norm, last token that is not padding, detached
 
 
 def check_supported(model: nn.Module) -> None:
@@ -49,6 +51,7 @@ def token_forward(
     temperature: float,
     chunk_tokens: int,
     with_entropy: bool = False,
+    with_hidden: bool = False,
 ) -> TokenForward:
     """Log-probs (and entropies) of the masked tokens under softmax(logits / temperature).
 
@@ -59,45 +62,42 @@ def token_forward(
         action_mask: (B, T - 1), 1 where token t + 1 is wanted.
         temperature: the logits' divisor; the sampling temperature for a response, 1 for the reference answer.
         chunk_tokens: tokens whose logits exist at a time.
+        with_entropy, with_hidden: whether `entropy` and `last_hidden` are wanted; else they are None.
     """
     wanted = action_mask.bool()
     model = getattr(engine, "module", engine)
-    with _statistics_head(model, sequences, attention_mask, wanted, temperature, chunk_tokens, with_entropy) as seen:
+    with _statistics_head(model, sequences, wanted, temperature, chunk_tokens, with_entropy) as seen:
         positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         output = engine(sequences, attention_mask=attention_mask, position_ids=positions, use_cache=False)
-    # The head's output came back through the model's own forward, so its graph is the model's.
+    last_hidden = None
+    if with_hidden:
+        last = attention_mask.long().sum(-1) - 1
+        last_hidden = seen.hidden[torch.arange(len(last), device=last.device), last].float()
     return TokenForward(
+        # The head's output came back through the model's own forward, so its graph is the model's.
         log_probs=_spread(output["logits"], wanted),
         entropy=_spread(seen.statistics.entropy, wanted) if seen.statistics.entropy is not None else None,
-        last_hidden=seen.last_hidden,
+        last_hidden=last_hidden,
     )
 
 
 @dataclass
 class _Seen:
+    hidden: Tensor  # (B, T, H) what reached the output head, detached
     statistics: TokenStatistics
-    last_hidden: Tensor
 
 
 @contextmanager
 def _statistics_head(
-    model: Any,
-    sequences: Tensor,
-    attention_mask: Tensor,
-    wanted: Tensor,
-    temperature: float,
-    chunk_tokens: int,
-    with_entropy: bool,
+    model: Any, sequences: Tensor, wanted: Tensor, temperature: float, chunk_tokens: int, with_entropy: bool
 ) -> Iterator[_Seen]:
     head = model.get_output_embeddings()
     project = head.forward
     seen = _Seen.__new__(_Seen)
     targets = sequences[:, 1:][wanted]
-    last = attention_mask.long().sum(-1) - 1
 
     def forward(hidden: Tensor) -> Tensor:
-        rows = torch.arange(len(hidden), device=hidden.device)
-        seen.last_hidden = hidden[rows, last].detach().float()
+        seen.hidden = hidden.detach()
         seen.statistics = token_statistics(
             project,
             hidden[:, :-1][wanted],

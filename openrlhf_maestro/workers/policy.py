@@ -79,6 +79,7 @@ class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[mis
             temperature=self.config.rollout.temperature,
             chunk_tokens=self.config.ds.logits_chunk_tokens,
             with_entropy=True,
+            with_hidden=with_hidden,
         )
         reference_log_prob = None
         if reference_sequences is not None and reference_attention_mask is not None and reference_mask is not None:
@@ -97,7 +98,7 @@ class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[mis
         return Features(
             log_probs=response.log_probs.cpu(),
             entropy=response.entropy.cpu(),
-            hidden=response.last_hidden.cpu() if with_hidden else None,
+            hidden=response.last_hidden.cpu() if response.last_hidden is not None else None,
             reference_log_prob=reference_log_prob,
         )
 

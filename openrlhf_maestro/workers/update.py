@@ -99,7 +99,7 @@ class PolicyTrainer(ActorPPOTrainer):
             **shared,
         )
         with torch.no_grad():
-            ratio = (current.log_probs - batch["old_log_probs"]).exp()
+            ratio = self._ratio(current.log_probs - batch["old_log_probs"], mask)
             clipped = (((ratio < 1 - eps_low) | (ratio > 1 + eps_high)) * mask).sum()
             kl_sum = torch.zeros((), device=mask.device)
         if beta > 0:
@@ -108,6 +108,15 @@ class PolicyTrainer(ActorPPOTrainer):
                 log_ratio = batch["ref_log_probs"] - current.log_probs
                 kl_sum = ((log_ratio.exp() - 1 - log_ratio) * mask).sum()
         return loss, torch.stack([loss.detach(), kl_sum, clipped, mask.sum()]).double()
+
+    def _ratio(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        """(B, T - 1): the ratio that the loss clips, that of the token or of its sequence."""
+        objective = self.maestro.objective
+        by_token = objective.entropy_mask == "token" and objective.top_entropy_quantile < 1
+        if objective.importance_sampling_level == "token" or by_token:
+            return log_ratio.exp()
+        mean = (log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+        return mean.exp().expand_as(log_ratio)
 
     def _denominator(self, batches: list[dict[str, Tensor]]) -> float:
         """The loss's denominator for the whole update, over all ranks."""

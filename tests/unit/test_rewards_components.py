@@ -100,7 +100,6 @@ def test_make_component_names_what_there_is() -> None:
 
 def test_registry_is_consistent() -> None:
     assert all(kind == component.kind == component.name for kind, component in KINDS.items())
-    assert [kind for kind, component in KINDS.items() if component.needs_reference] == ["perplexity"]
     ranked = [kind for kind, component in KINDS.items() if component.normalisation == "group_rank"]
     assert ranked == ["perplexity", "entropy", "neg_entropy", "preference"]  # METHOD.md section 2
 
@@ -138,3 +137,11 @@ def test_summary_keeps_faults_and_missing_scores_apart() -> None:
     assert summary.raw_mean.tolist() == pytest.approx([2.0, NAN], nan_ok=True)
     assert summary.fault_rate.tolist() == [0.25, 0.25]
     assert summary.missing_rate.tolist() == [0.25, 0.75]
+
+
+def test_a_normalisation_of_ones_own_takes_the_place_of_the_kinds() -> None:
+    raw = torch.tensor([[[3.0], [1.0], [2.0]]])
+    kept = normalize(raw, [make_component("entropy", normalisation="none")])
+    ranked = normalize(raw, [make_component("entropy")])
+    assert kept.flatten().tolist() == [3.0, 1.0, 2.0]
+    assert ranked.flatten().tolist() == [1.0, 0.0, 0.5]

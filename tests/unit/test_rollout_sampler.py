@@ -29,20 +29,14 @@ class FakeEngine:
 
 
 class FakeRay(ModuleType):
-    """Finishes one reference at a time, the last one first."""
+    """Resolves references in the order they are given, as `ray.get` does."""
 
     def __init__(self) -> None:
         super().__init__("ray")
 
     @staticmethod
-    def wait(references: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
-        assert num_returns <= len(references) and timeout > 0
-        return references[-1:], references[:-1]
-
-    @staticmethod
-    def get(reference: tuple[Any, ...]) -> list[Any]:
-        prompt, seeds, engine = reference
-        return [(prompt, seed, engine) for seed in seeds]
+    def get(references: list[tuple[Any, ...]]) -> list[list[Any]]:
+        return [[(prompt, seed, engine) for seed in seeds] for prompt, seeds, engine in references]
 
 
 @pytest.fixture

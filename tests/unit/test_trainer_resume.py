@@ -110,3 +110,14 @@ def test_what_does_not_shape_a_checkpoint_may_change(tmp_path: Path) -> None:
     save(tmp_path, 4, make_config())
     found = find_checkpoint(make_config(run={"max_steps": 99}, actor={"adam": {"lr": 1e-3}}), tmp_path)
     assert found is not None
+
+
+def test_a_checkpoint_of_another_run_does_not_continue_this_one(tmp_path: Path) -> None:
+    """Its folder says so: only a run's own checkpoint lets the run write on where it was."""
+    config = make_config()
+    save(tmp_path / "other" / "checkpoints", 4, config)
+    path = str(tmp_path / "other" / "checkpoints" / "global_step_4")
+    found = find_checkpoint(make_config(run={"resume": path}), tmp_path / "mine" / "checkpoints")
+    assert found is not None and found.step == 4
+    assert found.is_in(tmp_path / "other" / "checkpoints")
+    assert not found.is_in(tmp_path / "mine" / "checkpoints")

@@ -203,7 +203,7 @@ def test_step_line() -> None:
 
 def written_run(path: Path, config: MaestroConfig, scored: Scored, steps: int) -> RunDir:
     run = RunDir(path)
-    run.start(config, 0)
+    run.start(config, None)
     for step in range(1, steps + 1):
         run.append_metrics({"step": step, "policy/loss": step / 2})
         run.write_rollouts(step, scored)
@@ -213,7 +213,7 @@ def written_run(path: Path, config: MaestroConfig, scored: Scored, steps: int) -
 
 def test_a_number_that_is_not_finite_is_null(tmp_path: Path, config: MaestroConfig) -> None:
     run = RunDir(tmp_path / "run")
-    run.start(config, 0)
+    run.start(config, None)
     run.append_metrics({"step": 1, "a": NAN, "b": INF, "c": -INF, "d": 0.5, "e": 3})
     run.append_metrics({"step": 2})
     first, second = run.metrics.read_text().splitlines()
@@ -224,7 +224,7 @@ def test_a_number_that_is_not_finite_is_null(tmp_path: Path, config: MaestroConf
 def test_an_earlier_run_is_moved_aside(tmp_path: Path, config: MaestroConfig, scored: Scored) -> None:
     run = written_run(tmp_path / "run", config, scored, 2)
     old = run.metrics.read_text()
-    moved = RunDir(run.path).start(config, 0)
+    moved = RunDir(run.path).start(config, None)
     assert moved is not None and moved.parent == tmp_path and moved.name.startswith("run.")
     assert (moved / "metrics.jsonl").read_text() == old
     assert len(list((moved / "rollouts").iterdir())) == 2
@@ -233,7 +233,7 @@ def test_an_earlier_run_is_moved_aside(tmp_path: Path, config: MaestroConfig, sc
 
 def test_a_fresh_folder_moves_nothing(tmp_path: Path, config: MaestroConfig) -> None:
     run = RunDir(tmp_path / "run")
-    assert run.start(config, 0) is None
+    assert run.start(config, None) is None
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert (run.path / "config.yaml").is_file()
 
