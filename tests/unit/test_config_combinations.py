@@ -48,5 +48,5 @@ def test_a_kind_of_component_is_used_once() -> None:
 
 
 def test_a_colocated_preference_model_has_at_most_as_many_ranks_as_the_policy() -> None:
-    with pytest.raises(ValidationError, match="train.colocate_all has a place for 1 ranks"):
+    with pytest.raises(ValidationError, match=r"train\.colocate_all has a place for 1 ranks"):
         make_config(train={"colocate_all": True}, reward={"model_name_or_path": "preference", "num_gpus_per_node": 2})
