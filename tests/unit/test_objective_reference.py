@@ -67,6 +67,8 @@ def test_plain_packages_import_none_of_the_heavy_ones() -> None:
     script = (
         "import sys\n"
         "import openrlhf_maestro.rewards, openrlhf_maestro.conductor, openrlhf_maestro.objective\n"
+        "import openrlhf_maestro.data.prompts, openrlhf_maestro.data.tasks, openrlhf_maestro.data.assets\n"
+        "import openrlhf_maestro.report, openrlhf_maestro.launch, openrlhf_maestro.evaluation\n"
         "heavy = {'ray', 'vllm', 'deepspeed', 'openrlhf', 'transformers'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
     )
