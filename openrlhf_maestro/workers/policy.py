@@ -22,7 +22,7 @@ from openrlhf.utils import get_strategy  # noqa: E402
 
 from openrlhf_maestro.upstream.options import openrlhf_arguments  # noqa: E402
 from openrlhf_maestro.workers.forward import check_supported, token_forward  # noqa: E402
-from openrlhf_maestro.workers.shards import Shard, export_shard  # noqa: E402
+from openrlhf_maestro.workers.shards import export_shard  # noqa: E402
 from openrlhf_maestro.workers.update import PolicyTrainer  # noqa: E402
 from openrlhf_maestro.workers.weights import save_gathered  # noqa: E402
 
@@ -123,5 +123,3 @@ class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[mis
     def hidden_size(self) -> int:
         return int(self.actor.model.module.config.hidden_size)
 
-
-__all__ = ["Features", "PolicyWorker", "Shard"]
