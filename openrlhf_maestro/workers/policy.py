@@ -122,4 +122,3 @@ class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[mis
 
     def hidden_size(self) -> int:
         return int(self.actor.model.module.config.hidden_size)
-
