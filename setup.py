@@ -14,6 +14,7 @@ PLAIN = [
     "markupsafe>=2.1",
     "matplotlib>=3.8",
     "numpy>=1.26",
+    "psutil>=5.9",
     "pyarrow>=15",
     "pydantic>=2.7",
     "pydantic-core",

@@ -18,6 +18,7 @@ from openrlhf_maestro.data.prompts import PromptLoader, PromptSet, fit_prompts, 
 from openrlhf_maestro.errors import ConfigError, MaestroError, RunError
 from openrlhf_maestro.launch import ray_settings, worker_environment
 from openrlhf_maestro.trainer.bundled import bundled_dataset, make_models, missing_models
+from openrlhf_maestro.trainer.cleanup import shared_memory_in_use
 from openrlhf_maestro.trainer.console import CONSOLE, accuracy_table
 from openrlhf_maestro.trainer.resume import Checkpoint, find_checkpoint
 from openrlhf_maestro.trainer.run_dir import RunDir
@@ -202,7 +203,10 @@ class _Cluster:
             stopping = [engine.shutdown.remote() for engine in self.engines]
             if stopping:
                 ray.wait(stopping, num_returns=len(stopping), timeout=SHUTDOWN_S)
+            left = shared_memory_in_use()
             ray.shutdown()
+            for file in left:
+                file.unlink(missing_ok=True)
 
 
 @retry(stop=stop_after_attempt(3), retry=retry_if_exception_message(match=".*timed out during startup.*"), reraise=True)

@@ -110,10 +110,12 @@ def test_nothing_is_left_of_a_start_that_was_interrupted(
         assert run.process.poll() is None and time.monotonic() < deadline, run.output + run.stderr
         time.sleep(0.1)
     processes = run.descendants()
+    used = used_by(processes)
     os.killpg(run.process.pid, signal.SIGINT)
     assert run.wait(timeout_s=60) == INTERRUPTED
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert alive == []
+    assert names_in_shared_memory() & used == set()
     assert "Traceback" not in run.stderr
 
 
