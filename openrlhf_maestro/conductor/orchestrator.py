@@ -2,7 +2,6 @@
 
 import logging
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +25,11 @@ class Orchestration:
     probs: Tensor  # (B, K) float32 on the simplex: the distribution without emphasis, as in Figure 3
 
 
-class Orchestrator(ABC):
+class Orchestrator:
     """The interface, with the behaviour of one that needs no hidden states and learns nothing."""
 
     needs_hidden: bool = False
 
-    @abstractmethod
     def weights(self, h: Tensor | None, batch_size: int, generator: torch.Generator | None = None) -> Orchestration:
         """Weights for ``batch_size`` responses.
 
@@ -40,6 +38,7 @@ class Orchestrator(ABC):
             batch_size: B.
             generator: source of randomness; None is torch's global one.
         """
+        raise NotImplementedError
 
     def observe(self, h: Tensor | None, actions: Tensor | None, advantages: Tensor, *, truncated: Tensor) -> None:
         """Take in one step.
