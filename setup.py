@@ -9,6 +9,8 @@ HERE = Path(__file__).resolve().parent
 # What the plain packages need, on whatever build of torch is there already. No Ray, vLLM, DeepSpeed or OpenRLHF.
 PLAIN = [
     "datasets>=3.0",
+    "fastapi>=0.110",
+    "httpx>=0.27",
     "huggingface-hub>=1.28.0",
     "jinja2>=3.1",
     "markupsafe>=2.1",
@@ -24,10 +26,11 @@ PLAIN = [
     "safetensors>=0.6.2",
     "scipy>=1.11",
     "statsmodels>=0.14",
-    "tenacity>=8.2",
+    "tenacity>=8.3",
     "tokenizers>=0.21.1",
     "torch>=2.8",
     "transformers>=5.10",
+    "uvicorn>=0.30",
 ]
 
 # The training stack on CUDA; requirements.txt holds the same pins, requirements-cpu*.txt the CPU builds of them.

@@ -1,4 +1,4 @@
-"""The commands there are. Each is the module `openrlhf_maestro.cli.<name>` with `run(argv) -> int`."""
+"""The commands there are. Each is the module `openrlhf_maestro.cli.<name>`, - as _, with `run(argv) -> int`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from openrlhf_maestro.config.fields import Section
 from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.config.serve import ServeConfig
 from openrlhf_maestro.config.sft import SftConfig
 
 
@@ -20,7 +21,7 @@ class Command:
 
     @property
     def module(self) -> str:
-        return f"openrlhf_maestro.cli.{self.name}"
+        return f"openrlhf_maestro.cli.{self.name.replace('-', '_')}"
 
 
 _CONFIGURED = "[--config FILE.yaml] [--section.option VALUE ...]"
@@ -30,6 +31,7 @@ COMMANDS = {
     for command in (
         Command("train", "Train a policy with several rewards and a Conductor.", _CONFIGURED, MaestroConfig),
         Command("sft", "Fine-tune a model on prompts and responses: the cold start.", _CONFIGURED, SftConfig),
+        Command("serve-rewards", "Serve reward components over HTTP.", _CONFIGURED, ServeConfig),
         Command("report", "Write the page of a run.", "RUN [--output FILE]"),
     )
 }

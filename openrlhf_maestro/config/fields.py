@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, Literal, TypeGuard, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
@@ -80,10 +80,13 @@ class Option:
         return tuple(choice for kind in self._kinds if get_origin(kind) is Literal for choice in get_args(kind))
 
     @property
-    def item_section(self) -> type[Section] | None:
-        """The section each item of a list option is made of."""
-        items = get_args(self.annotation) if get_origin(self.annotation) is tuple else ()
-        return next((kind for kind in items if _is_section(kind)), None)
+    def item_kinds(self) -> dict[str, type[Section]]:
+        """The section of each kind of item, for a list option whose items name their `kind`."""
+        items = get_args(self.annotation)[0] if get_origin(self.annotation) is tuple else None
+        if get_origin(items) is not Annotated:
+            return {}
+        tagged = [get_args(kind) for kind in get_args(get_args(items)[0])]
+        return {tag.tag: section for section, tag in tagged}
 
     @property
     def _kinds(self) -> list[Any]:

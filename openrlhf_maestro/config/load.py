@@ -7,11 +7,9 @@ takes a switch either bare or with a value but not both, reads values as JSON on
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
@@ -20,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from openrlhf_maestro.config import yaml12
 from openrlhf_maestro.config.fields import Option, Section, options, section_names, subsections
+from openrlhf_maestro.config.files import ConfigFile, read_files, shown, yaml_problem
 from openrlhf_maestro.errors import ConfigError
 
 __all__ = ["ConfigError", "load_config", "to_yaml"]
@@ -28,7 +27,6 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 REDACTED = "***"
 _MAX_SHOWN_PROBLEMS = 5
-_MAX_SHOWN_VALUE = 60
 _MIN_SIMILARITY = 0.45
 _TIE = 0.02
 
@@ -42,8 +40,7 @@ def load_config(cls: type[SectionT], argv: Sequence[str]) -> SectionT:
     """
     schema = _Schema(cls)
     command_line = _parse_command_line(schema, argv)
-    values = _read_file(schema, command_line.file) if command_line.file else {}
-    values = _with_required_sections(cls, values)
+    values = _with_required_sections(cls, _file_values(schema, command_line.files))
     for name, value in command_line.overrides.items():
         _set(values, name, value)
     try:
@@ -82,12 +79,14 @@ class _CommandLine:
 
     file: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+    files: list[ConfigFile] = field(default_factory=list)
 
     def where(self, path: str, owner: str) -> str:
         """`path` inside the option `owner`, the way the user wrote it."""
         if owner in self.overrides:
             return f"--{path}"
-        return f"`{path}` in {self.file}" if self.file else f"`{path}`"
+        file = next((file.name for file in reversed(self.files) if file.holds(owner)), self.file)
+        return f"`{path}` in {file}" if file else f"`{path}`"
 
 
 def _parse_command_line(schema: _Schema, argv: Sequence[str]) -> _CommandLine:
@@ -116,6 +115,8 @@ def _parse_command_line(schema: _Schema, argv: Sequence[str]) -> _CommandLine:
                 problems.append(str(error))
     if problems:
         raise _config_error(problems)
+    if found.file is not None:
+        found.files = read_files(found.file)
     return found
 
 
@@ -139,38 +140,30 @@ def _override(known: Option, raw: str | None) -> Any:
     try:
         value = yaml12.parse(raw)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--{known.name} {raw}: the value is not YAML: {_yaml_problem(error)}.") from None
+        raise ConfigError(f"--{known.name} {raw}: the value is not YAML: {yaml_problem(error)}.") from None
     for problem in _item_problems(known, value, f"--{known.name}"):
         raise ConfigError(problem)
     return value
 
 
-def _read_file(schema: _Schema, file: str) -> dict[str, Any]:
-    try:
-        values = yaml12.parse(Path(file).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError(f"--config {file}: there is no such file.") from None
-    except OSError as error:
-        raise ConfigError(f"--config {file} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {file} is not a UTF-8 text (byte {error.start}).") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {_yaml_problem(error)}.") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} holds {_shown(values)}, not sections with options, as in `train: {{seed: 1}}`.")
-    problems = list(_file_problems(schema, schema.cls, values, "", file))
+def _file_values(schema: _Schema, files: Sequence[ConfigFile]) -> dict[str, Any]:
+    """What the files say together."""
+    problems = [problem for file in files for problem in _file_problems(schema, schema.cls, file.values, "", file.name)]
     if problems:
         raise _config_error(problems)
+    values: dict[str, Any] = {}
+    for file in files:
+        values = _merged(schema.cls, values, file.values)
     return values
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return str(error).replace("\n", " ")
-    mark = error.problem_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+def _merged(cls: type[Section], below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`: sections option by option, lists and mappings whole."""
+    nested = subsections(cls)
+    return dict(below) | {
+        name: _merged(nested[name], below.get(name) or {}, value or {}) if name in nested else value
+        for name, value in above.items()
+    }
 
 
 def _file_problems(
@@ -184,7 +177,7 @@ def _file_problems(
             if isinstance(value, Mapping):
                 yield from _file_problems(schema, nested[key], value, f"{name}.", file)
             elif value is not None:
-                yield f"`{name}` in {file} is {_shown(value)}: it is a section, its options go below it, indented."
+                yield f"`{name}` in {file} is {shown(value)}: it is a section, its options go below it, indented."
         elif not isinstance(key, str) or key not in cls.model_fields:
             if name in schema.options and "." in str(key):
                 yield f"`{name}` in {file} is written with a dot: put the option below its section, indented."
@@ -196,13 +189,15 @@ def _file_problems(
 
 def _item_problems(known: Option, value: Any, where: str) -> Iterator[str]:
     """Unknown keys inside the items of a list option."""
-    if known.item_section is None or not isinstance(value, list):
-        return
-    names = [item.name for item in options(known.item_section)]
-    for index, item in enumerate(value):
-        for key in item if isinstance(item, Mapping) else ():
+    for index, item in enumerate(value if isinstance(value, list) else ()):
+        section = known.item_kinds.get(item.get("kind", "")) if isinstance(item, Mapping) else None
+        if section is None:
+            continue  # the validation names the kinds there are
+        names = [own.name for own in options(section)]
+        for key in item:
             if key not in names:
-                yield f"{where}, item {index}: `{key}` is not an option of it.{_nearest(str(key), names)}"
+                place = f"{where}, item {index} ({item['kind']})"
+                yield f"{place}: `{key}` is not an option of it.{_nearest(str(key), names)}"
 
 
 def _with_required_sections(cls: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,15 +253,17 @@ def _sentences(error: ValidationError, schema: _Schema, command_line: _CommandLi
 def _sentence(details: ErrorDetails, schema: _Schema, command_line: _CommandLine) -> str:
     """One of pydantic's errors in the words of the user's option."""
     kind, value = details["type"], details["input"]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"]).removeprefix(".")
+    path = _path(details["loc"])
     owner = schema.owner(path)
     where = command_line.where(path, owner)
     if kind == "value_error":
         message = str(details["ctx"]["error"])
         return f"{where}: {message}." if path else message
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{where} {_kind_problem(details, schema.options[owner])}"
     length = _fixed_length(schema.options[owner])
     if length and kind in ("missing", "too_long"):
-        return f"{command_line.where(owner, owner)} is {_shown(value)}: it needs {length} values."
+        return f"{command_line.where(owner, owner)} is {shown(value)}: it needs {length} values."
     if kind == "missing" and path == owner:
         place = f"put it in {command_line.file}, or give" if command_line.file else "give"
         return f"`{path}` is not set ({schema.options[path].meaning}): {place} --{path}."
@@ -277,7 +274,24 @@ def _sentence(details: ErrorDetails, schema: _Schema, command_line: _CommandLine
         mend = " Leave it out for the default."
     elif kind == "string_type" and isinstance(value, (int, float)):
         mend = " Put it in quotes."
-    return f"{where} is {_shown(value)}: it {_requirement(details)}.{mend}"
+    return f"{where} is {shown(value)}: it {_requirement(details)}.{mend}"
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """A place as `rewards.components[0].l_min`. Pydantic puts an item's kind after its index; it is left out."""
+    parts = [part for index, part in enumerate(location) if index == 0 or not isinstance(location[index - 1], int)]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+
+
+def _kind_problem(details: ErrorDetails, known: Option) -> str:
+    if not isinstance(details["input"], Mapping):
+        return f"is {shown(details['input'])}: it {_OWN_WORDS['model_type']}."
+    if details["type"] == "union_tag_not_found":
+        return f"has no kind: it should be one of {', '.join(known.item_kinds)}."
+    tag = details["ctx"]["tag"]
+    near = difflib.get_close_matches(tag, known.item_kinds, n=1)
+    mend = f"Did you mean `{near[0]}`?" if near else f"There are {', '.join(known.item_kinds)}."
+    return f"has kind `{tag}`, which does not exist. {mend}"
 
 
 _OWN_WORDS = {
@@ -299,14 +313,9 @@ def _requirement(details: ErrorDetails) -> str:
 
 def _fixed_length(known: Option) -> int:
     """Number of values of a `tuple[float, float]` option; 0 for every other."""
-    if get_origin(known.annotation) is not tuple or known.item_section:
+    if get_origin(known.annotation) is not tuple or known.item_kinds:
         return 0
     return len(get_args(known.annotation))
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= _MAX_SHOWN_VALUE else f"{text[:_MAX_SHOWN_VALUE]}..."
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

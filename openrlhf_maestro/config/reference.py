@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from openrlhf_maestro.config import yaml12
 from openrlhf_maestro.config.fields import Option, Section, options, subsections
 from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.config.serve import ServeConfig
 from openrlhf_maestro.config.sft import SftConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -30,6 +32,8 @@ maestro train --config my_run.yaml --rollout.batch_size 32 --train.colocate_all 
 - A value follows after a space or `=`. Text is taken as it stands, everything else is read as YAML: `'[0.2, 0.28]'`,
   `'{format: 1.0}'`, `null`. A switch alone means `true`. Of an option given twice the last value counts.
 - The file is read by YAML 1.2's rules: `1e-5` is a number, `no` is a text. A key written twice is an error.
+- `extends: other.yaml` at the top of a file takes over another file, whose path is relative to this one's folder and
+  which may extend a third: sections are merged option by option, lists and mappings replaced whole.
 - Unknown options (the error names the nearest one), wrong values and combinations that cannot work end the command with
   exit code 2 before anything is loaded.
 - The resolved configuration of a run is in its `config.yaml`, which is a configuration again.
@@ -54,10 +58,26 @@ def groups(cls: type[Section], name: str = "") -> Iterator[Group]:
     if own:
         yield Group(name, (cls.__doc__ or "").strip(), own)
     for known in own:
-        if known.item_section:
-            yield from groups(known.item_section, f"{known.name}[]")
+        yield from _item_groups(known)
     for child, nested in subsections(cls).items():
         yield from groups(nested, prefix + child)
+
+
+def _item_groups(known: Option) -> Iterator[Group]:
+    """The options that the kinds of a list's items share, then those that each has of its own."""
+    prefix = f"{known.name}[]."
+    kinds = {kind: {own.name: own for own in options(section, prefix)} for kind, section in known.item_kinds.items()}
+    if not kinds:
+        return
+    shared = set.intersection(*(set(own) for own in kinds.values()))
+    first = next(iter(kinds.values()))
+    of_all = {name: own for name, own in first.items() if name in shared}
+    kind = replace(of_all[f"{prefix}kind"], annotation=Literal[tuple(kinds)], required=True)  # type: ignore[valid-type]
+    yield Group(f"{known.name}[]", "An item of the list.", tuple((of_all | {kind.name: kind}).values()))
+    for name, own in kinds.items():
+        of_kind = tuple(option for option in own.values() if option.name not in shared)
+        if of_kind:
+            yield Group(f"{known.name}[] (kind: {name})", (known.item_kinds[name].__doc__ or "").strip(), of_kind)
 
 
 def default_text(known: Option) -> str:
@@ -65,8 +85,8 @@ def default_text(known: Option) -> str:
     if known.required:
         return "required"
     value = known.default
-    if known.item_section:
-        value = [item.model_dump(exclude_unset=True) for item in value]
+    if known.item_kinds:
+        value = [{"kind": item.kind} for item in value]
     return yaml12.dump_inline(list(value) if isinstance(value, tuple) else value)
 
 
@@ -81,9 +101,13 @@ def meaning_text(known: Option) -> str:
 def page() -> str:
     """The whole of docs/configuration.md."""
     parts = [_INTRODUCTION]
-    for command, cls in (("train", MaestroConfig), ("sft", SftConfig)):
+    written: list[Group] = []
+    for command, cls in (("train", MaestroConfig), ("sft", SftConfig), ("serve-rewards", ServeConfig)):
         parts.append(f"## `maestro {command}`\n")
         for group in groups(cls):
+            if group in written:  # an item of a list that another command has too
+                continue
+            written.append(group)
             parts.append(f"### `{group.name}`\n\n{group.title}\n" if group.name else "### Top level\n")
             parts.append(_table(group))
     return "\n".join(parts)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import model_validator
 
+from openrlhf_maestro.config.components import ComponentSection, LengthComponent, PerplexityComponent
 from openrlhf_maestro.config.fields import Section, section
 from openrlhf_maestro.config.sections import (
     ActorSection,
     AlgoSection,
     CkptSection,
-    ComponentSection,
     ConductorSection,
     DataSection,
     DsSection,
@@ -64,13 +65,43 @@ class MaestroConfig(Section):
         return self.ref.num_nodes * self.ref.num_gpus_per_node
 
     @property
+    def actor_data_ranks(self) -> int:
+        """Data-parallel ranks of the policy: what its responses are divided over."""
+        return self.actor_world_size // self.ds.tensor_parallel_size
+
+    @property
+    def ref_data_ranks(self) -> int:
+        return self.ref_world_size // self.ds.tensor_parallel_size
+
+    @property
     def reward_world_size(self) -> int:
         return self.reward.num_nodes * self.reward.num_gpus_per_node
+
+    @property
+    def scoring_ranks(self) -> int:
+        """The micro-batches of a step are a multiple of this, so that they divide over every model's ranks."""
+        ranks = [self.actor_data_ranks]
+        ranks += [self.ref_data_ranks] if self.uses_reference else []
+        ranks += [self.reward_world_size] if self.component_of_kind("preference") else []
+        return math.lcm(*ranks)
 
     @property
     def responses_per_step(self) -> int:
         """N * G."""
         return self.rollout.batch_size * self.rollout.n_samples_per_prompt
+
+    @property
+    def update_token_budget(self) -> int | None:
+        """Most tokens, padding counted, of a micro-batch of an update; None where it is counted in responses."""
+        return self._token_budget(self.train.max_tokens_per_gpu)
+
+    @property
+    def scoring_token_budget(self) -> int | None:
+        """The same for the forwards that score responses."""
+        return self._token_budget(self.rollout.max_tokens_per_gpu or self.train.max_tokens_per_gpu)
+
+    def _token_budget(self, tokens_per_gpu: int) -> int | None:
+        return tokens_per_gpu * self.ds.tensor_parallel_size if self.train.dynamic_batch_enable else None
 
     @property
     def component_names(self) -> list[str]:
@@ -88,6 +119,11 @@ class MaestroConfig(Section):
     def component_of_kind(self, kind: str) -> ComponentSection | None:
         return next((component for component in self.rewards.components if component.kind == kind), None)
 
+    @property
+    def perplexity(self) -> PerplexityComponent | None:
+        """The `perplexity` component, where there is one: its parameters shape the policy's forward."""
+        return next((part for part in self.rewards.components if isinstance(part, PerplexityComponent)), None)
+
     @model_validator(mode="after")
     def _combination_can_work(self) -> MaestroConfig:
         for problem in self._problems():
@@ -95,9 +131,26 @@ class MaestroConfig(Section):
         return self
 
     def _problems(self) -> Iterator[str]:
+        yield from self._tensor_parallel_problems()
         yield from self._size_problems()
         yield from self._reward_problems()
+        yield from self._objective_problems()
         yield from self._placement_problems()
+
+    def _tensor_parallel_problems(self) -> Iterator[str]:
+        size = self.ds.tensor_parallel_size
+        if size > 1 and self.ds.zero_stage == 3:
+            yield (
+                "ds.tensor_parallel_size splits every layer, and so does ds.zero_stage: 3; the two together are not "
+                "supported. Set ds.zero_stage to 1, or ds.tensor_parallel_size to 1."
+            )
+        ranks = {"actor": self.actor_world_size} | ({"ref": self.ref_world_size} if self.uses_reference else {})
+        for name, world_size in ranks.items():
+            if world_size % size:
+                yield (
+                    f"{name}.num_nodes x {name}.num_gpus_per_node = {world_size} ranks do not divide into groups of "
+                    f"ds.tensor_parallel_size = {size}. Set {name}.num_gpus_per_node to a multiple of {size}."
+                )
 
     def _size_problems(self) -> Iterator[str]:
         if self.rollout.n_samples_per_prompt < 2:
@@ -110,15 +163,23 @@ class MaestroConfig(Section):
                 f"data.max_len ({self.data.max_len}) leaves no room for a prompt beside rollout.max_new_tokens "
                 f"({self.rollout.max_new_tokens}). Raise data.max_len."
             )
-        total, ranks = self.responses_per_step, self.actor_world_size
+        yield from self._token_budget_problems()
+        total, ranks = self.responses_per_step, self.actor_data_ranks
+        # A micro-batch by tokens is as long as it need be: then only the responses divide over the ranks.
+        by_tokens = self.train.dynamic_batch_enable
         responses = f"rollout.batch_size x rollout.n_samples_per_prompt = {total} responses a step"
         yield from _does_not_divide(
-            responses, total, self.rollout.micro_batch_size, ranks, "rollout", self.rollout.n_samples_per_prompt
+            responses,
+            total,
+            1 if by_tokens else self.rollout.micro_batch_size,
+            ranks,
+            "rollout",
+            self.rollout.n_samples_per_prompt,
         )
         yield from _does_not_divide(
             f"train.batch_size = {self.train.batch_size} responses an update",
             self.train.batch_size,
-            self.train.micro_batch_size,
+            1 if by_tokens else self.train.micro_batch_size,
             ranks,
             "train",
         )
@@ -128,18 +189,33 @@ class MaestroConfig(Section):
                 f"Set train.batch_size to {total} for one update a step."
             )
         if self.uses_reference:
-            yield from self._side_model_problems("ref", self.ref_world_size)
+            yield from self._side_model_problems("ref", self.ref_data_ranks, self.ds.tensor_parallel_size)
         if self.component_of_kind("preference"):
             yield from self._side_model_problems("reward", self.reward_world_size)
 
-    def _side_model_problems(self, name: str, ranks: int) -> Iterator[str]:
-        batches = self.responses_per_step // self.rollout.micro_batch_size
-        if batches % ranks:
+    def _side_model_problems(self, name: str, ranks: int, gpus_a_rank: int = 1) -> Iterator[str]:
+        by_tokens = self.train.dynamic_batch_enable
+        parts = self.responses_per_step // (1 if by_tokens else self.rollout.micro_batch_size)
+        if parts % ranks:
             yield (
-                f"{batches} micro-batches of responses do not divide over the {ranks} ranks of {name}.num_nodes x "
-                f"{name}.num_gpus_per_node, and ranks with unequal work wait for each other forever. "
-                f"Nearest that does: {_nearest_divisor(batches, ranks)} ranks."
+                f"{parts} {'' if by_tokens else 'micro-batches of '}responses do not divide over the "
+                f"{ranks * gpus_a_rank} ranks of {name}.num_nodes x {name}.num_gpus_per_node, and ranks with unequal "
+                f"work wait for each other forever. Nearest that does: {_nearest_divisor(parts, ranks) * gpus_a_rank} "
+                "ranks."
             )
+
+    def _token_budget_problems(self) -> Iterator[str]:
+        budgets = {
+            "train.max_tokens_per_gpu": self.update_token_budget,
+            "rollout.max_tokens_per_gpu": self.scoring_token_budget,
+        }
+        for name, budget in budgets.items():
+            if budget is not None and budget < self.data.max_len:
+                size = self.ds.tensor_parallel_size
+                yield (
+                    f"{name} x ds.tensor_parallel_size = {budget} tokens is less than one prompt + response can have "
+                    f"(data.max_len = {self.data.max_len}). Set it to {math.ceil(self.data.max_len / size)} or more."
+                )
 
     def _reward_problems(self) -> Iterator[str]:
         names = self.component_names
@@ -148,11 +224,13 @@ class MaestroConfig(Section):
                 "the `preference` component needs a model: set reward.model_name_or_path, "
                 "or take it out of rewards.components."
             )
-        if self.component_of_kind("perplexity") and self.data.label_key is None:
-            yield (
-                "the `perplexity` component needs reference answers: set data.label_key, "
-                "or take it out of rewards.components."
-            )
+        for component in self.rewards.components:
+            if component.needs_reference and self.data.label_key is None:
+                yield (
+                    f"the `{component.label}` component needs reference answers: set data.label_key, "
+                    "or take it out of rewards.components."
+                )
+        yield from self._length_problems()
         if self.component_of_kind("rule") and self.data.prompt_dataset != BUNDLED_TASKS:
             yield f"the `rule` component knows the bundled tasks only: set data.prompt_dataset to {BUNDLED_TASKS}."
         if self.eval.dataset is not None and self.eval.dataset != BUNDLED_TASKS:
@@ -169,6 +247,24 @@ class MaestroConfig(Section):
                 )
         if kind == "conductor" and len(names) < 2:
             yield "conductor.kind: conductor has nothing to choose with one component. Use conductor.kind: single."
+
+    def _objective_problems(self) -> Iterator[str]:
+        if self.uses_reference and self.algo.kl.estimator == "k1" and self.objective.kl_in == "loss":
+            yield (
+                "algo.kl.estimator: k1 has an expected gradient of 0 in the loss, so it would only add noise. "
+                "Set it to k3 (the paper) or k2, or objective.kl_in to reward."
+            )
+
+    def _length_problems(self) -> Iterator[str]:
+        for component in self.rewards.components:
+            for source in ("", *component.by_datasource) if isinstance(component, LengthComponent) else ():
+                l_min, l_max = component.limits(source, self.rollout.max_new_tokens)
+                if l_min >= l_max:
+                    where = f" of {source}" if source else ""
+                    yield (
+                        f"the `{component.label}` component: l_min{where} ({l_min:g}) must be below l_max ({l_max:g}; "
+                        "by default rollout.max_new_tokens)."
+                    )
 
     def _placement_problems(self) -> Iterator[str]:
         engine_gpus = self.vllm.num_engines * self.vllm.tensor_parallel_size
@@ -209,8 +305,25 @@ class MaestroConfig(Section):
         for field in sorted(_changed(self.conductor) - effective - {"kind"}):
             found.append(f"conductor.{field} has no effect with conductor.kind: {self.conductor.kind}.")
         if not self.uses_reference:
-            for field in sorted(_changed(self.objective) & {"ref_sync_steps", "ref_mixup_alpha"}):
-                found.append(f"objective.{field} has no effect with algo.kl.init_coef: 0 (there is no reference).")
+            unused = _changed(self.objective) & {"ref_sync_steps", "ref_mixup_alpha", "kl_in"}
+            options = sorted(f"objective.{field}" for field in unused)
+            options += [f"algo.kl.{field}" for field in sorted(_changed(self.algo.kl) & {"estimator"})]
+            for name in options:
+                found.append(f"{name} has no effect with algo.kl.init_coef: 0 (there is no reference).")
+        if self.algo.advantage.is_correction_level == "off":
+            for field in sorted(_changed(self.algo.advantage)):
+                found.append(f"algo.advantage.{field} has no effect with algo.advantage.is_correction_level: off.")
+        by_tokens = self.train.dynamic_batch_enable
+        unused_size = "micro_batch_size" if by_tokens else "max_tokens_per_gpu"
+        for name, part in (("rollout", self.rollout), ("train", self.train)):
+            if unused_size in _changed(part):
+                state = "true" if by_tokens else "false"
+                found.append(f"{name}.{unused_size} has no effect with train.dynamic_batch_enable: {state}.")
+        if not self.algo.dynamic_filtering_enable:
+            for field in sorted(
+                _changed(self.algo) & {"dynamic_filtering_min_spread", "dynamic_filtering_max_batches"}
+            ):
+                found.append(f"algo.{field} has no effect without algo.dynamic_filtering_enable.")
         if "entropy_mask" in _changed(self.objective) and self.objective.top_entropy_quantile == 1.0:
             found.append("objective.entropy_mask has no effect with objective.top_entropy_quantile: 1.0.")
         if self.reward.model_name_or_path and not self.component_of_kind("preference"):

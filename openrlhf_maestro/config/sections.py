@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from openrlhf_maestro.config.components import (
+    AnyComponent,
+    ComponentSection,
+    check_names_and_gates,
+    paper_components,
+)
 from openrlhf_maestro.config.fields import OPENRLHF, PAPER, Section, option, section
 
 Device = Literal["auto", "cpu", "cuda"]
 ParamDtype = Literal["auto", "bf16", "fp32"]
-ComponentKind = Literal["format", "perplexity", "entropy", "neg_entropy", "length", "preference", "rule"]
 
 
 class RunSection(Section):
@@ -85,6 +91,9 @@ class RewardSection(Section):
     num_nodes: int = option(1, "nodes of the preference model", source=OPENRLHF, ge=1)
     num_gpus_per_node: int = option(1, "ranks on a node", ge=1)
     offload: bool = option(False, "keep its parameters in CPU memory between forwards", source=OPENRLHF)
+    zero_stage: Literal[0, 3] | None = option(
+        None, "3: its ranks share out the parameters; 0: each holds the whole model; default 3 with ds.zero_stage: 3"
+    )
     max_len: int = option(
         4096, "longest prompt + response it reads; a longer one is the response's fault", unit="its tokens", ge=1
     )
@@ -114,6 +123,17 @@ class TrainSection(Section):
         90, "responses an optimiser step", unit="responses", source=f"{PAPER}, Table 7: 18 prompts x 5", ge=1
     )
     micro_batch_size: int = option(1, "responses a rank trains on at a time", unit="responses", source=OPENRLHF, ge=1)
+    dynamic_batch_enable: bool = option(
+        False, "micro-batches by tokens instead of responses, of updates and of scoring", source=OPENRLHF
+    )
+    max_tokens_per_gpu: int = option(
+        16192,
+        "longest micro-batch of an update under train.dynamic_batch_enable, padding counted; "
+        "ds.tensor_parallel_size GPUs together take that many times as much",
+        unit="tokens",
+        source=OPENRLHF,
+        ge=1,
+    )
     num_episodes: int = option(2, "passes over the prompts", source=f"{PAPER}, Table 7", ge=1)
     max_epochs: int = option(1, "passes over one rollout; 1: on-policy", source=PAPER, ge=1)
     colocate_all: bool = option(
@@ -134,8 +154,16 @@ class RolloutSection(Section):
     micro_batch_size: int = option(
         1, "responses a rank scores at a time, without gradients", unit="responses", source=OPENRLHF, ge=1
     )
+    max_tokens_per_gpu: int | None = option(
+        None, "the same for scoring; default train.max_tokens_per_gpu", unit="tokens", source=OPENRLHF, ge=1
+    )
     max_new_tokens: int = option(1024, "longest response", unit="tokens", source=f"{PAPER}, Table 7", ge=1)
     temperature: float = option(0.8, "sampling temperature", source=PAPER, gt=0)
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a text that are separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 class DataSection(Section):
@@ -144,11 +172,19 @@ class DataSection(Section):
     prompt_dataset: str = option(
         ..., "JSONL, CSV, parquet, a folder or a hub name; several by commas; or bundled:tasks"
     )
+    prompt_probs: str | None = option(
+        None,
+        "share of each source of data.prompt_dataset in a pass, by commas, as in 0.7,0.3; null: every row of each",
+        unit="share",
+        source=OPENRLHF,
+    )
     prompt_split: str = option("train", "split to train on", source=OPENRLHF)
     input_key: str = option("prompt", "column of the prompt, a text or a list of chat messages")
     label_key: str | None = option("reference", "column of the reference answer; null: there is none")
     datasource_key: str = option(
-        "datasource", "column that names the data set of a row; where absent all are `default`", source=OPENRLHF
+        "datasource",
+        "column that names the data set of a row; where absent it is `default`, or in a mixture the name of the source",
+        source=OPENRLHF,
     )
     apply_chat_template: bool = option(True, "wrap prompts in the tokenizer's chat template")
     input_template: str | None = option(
@@ -167,6 +203,28 @@ class DataSection(Section):
         if value is not None and "{}" not in value:
             raise ValueError("has no {} to put the prompt in")
         return value
+
+    @model_validator(mode="after")
+    def _a_share_for_each_source(self) -> DataSection:
+        sources = listed(self.prompt_dataset)
+        if self.probs is not None and len(self.probs) != len(sources):
+            raise ValueError(
+                f"prompt_probs has {len(self.probs)} shares for the {len(sources)} sources of prompt_dataset"
+            )
+        return self
+
+    @property
+    def probs(self) -> tuple[Fraction, ...] | None:
+        """The shares of data.prompt_probs, exact, brought to sum 1. Raises ValueError where they are none."""
+        if self.prompt_probs is None:
+            return None
+        try:
+            shares = [Fraction(text) for text in listed(self.prompt_probs)]
+        except (ValueError, ZeroDivisionError):
+            shares = []
+        if min(shares, default=Fraction(0)) <= 0:
+            raise ValueError(f"prompt_probs {self.prompt_probs} should be numbers above 0 by commas, as in 0.7,0.3")
+        return tuple(share / sum(shares) for share in shares)
 
 
 class EvalSection(Section):
@@ -188,13 +246,69 @@ class KlSection(Section):
     init_coef: float = option(
         0.1, "beta, its coefficient; 0: no reference model is started", source=f"{PAPER}, Table 7", ge=0
     )
-    estimator: Literal["k3"] = option("k3", "Schulman's k3, in the loss", source=PAPER)
+    estimator: Literal["k1", "k2", "k3"] = option(
+        "k3", "Schulman's estimate of a token's KL; k1 only with objective.kl_in: reward", source=PAPER
+    )
+
+
+class AdvantageSection(Section):
+    """The correction of the policy loss for differences between vLLM's probabilities and the trainer's."""
+
+    is_correction_level: Literal["off", "token", "seq"] = option(
+        "off", "what is gated: each token, or a response by its mean over tokens; off: no correction", source=OPENRLHF
+    )
+    is_correction_mode: Literal["mask", "clip"] = option(
+        "mask",
+        "outside the threshold, mask: weight 0 (the rest keep p_trainer / p_vLLM); clip: the ratio is brought to the "
+        "nearer bound (token and ratio only)",
+        source=OPENRLHF,
+    )
+    is_correction_gating: Literal["ratio", "binary_kl", "tv"] = option(
+        "ratio",
+        "what the threshold is for: p_trainer / p_vLLM of the sampled token, or a divergence of the two",
+        source=OPENRLHF,
+    )
+    is_correction_threshold: tuple[float, float] = option(
+        (0.5, 5.0), "lowest and highest value that passes; [0, delta] for a divergence", source=OPENRLHF
+    )
+
+    @model_validator(mode="after")
+    def _correction_is_defined(self) -> AdvantageSection:
+        low, high = self.is_correction_threshold
+        if not 0 <= low < high:
+            raise ValueError(f"is_correction_threshold is [low, high] with 0 <= low < high, not [{low}, {high}]")
+        if self.is_correction_level == "off":
+            return self
+        if self.is_correction_mode == "clip" and (self.is_correction_level, self.is_correction_gating) != (
+            "token",
+            "ratio",
+        ):
+            raise ValueError(
+                "is_correction_mode: clip clips a token's ratio: set is_correction_level: token and "
+                "is_correction_gating: ratio, or is_correction_mode: mask"
+            )
+        if self.is_correction_gating != "ratio" and low > 0:
+            raise ValueError(
+                f"is_correction_gating: {self.is_correction_gating} is a divergence, which has an upper bound only: "
+                f"set is_correction_threshold to [0, delta], not [{low}, {high}]"
+            )
+        return self
 
 
 class AlgoSection(Section):
     """What OpenRLHF calls the algorithm."""
 
     kl: KlSection = section(KlSection)
+    advantage: AdvantageSection = section(AdvantageSection)
+    dynamic_filtering_enable: bool = option(
+        False, "learn only from groups whose scalar rewards differ; further prompts fill the step", source=OPENRLHF
+    )
+    dynamic_filtering_min_spread: float = option(
+        0.0, "a group counts where its largest less its smallest scalar reward is above this", ge=0
+    )
+    dynamic_filtering_max_batches: int = option(
+        10, "stop the run when a step is not filled by so many batches of prompts", unit="batches", ge=1
+    )
 
 
 class ObjectiveSection(Section):
@@ -217,6 +331,12 @@ class ObjectiveSection(Section):
     entropy_mask: Literal["trl", "token"] = option(
         "trl", "trl: under a sequence ratio the mask only rescales; token: a real mask", source="TRL"
     )
+    kl_in: Literal["loss", "reward"] = option(
+        "loss",
+        "loss: beta x KL of the tokens is added to the loss; reward: beta x KL of the response, summed over its "
+        "tokens, is subtracted from its scalar reward",
+        source=f"{PAPER}, appendix G and Figure 2",
+    )
     mask_truncated: bool = option(True, "a response cut at the length limit adds no loss", source=f"{PAPER}, Table 7")
     scale_rewards: Literal["group", "none"] = option(
         "group", "divide advantages by the group's standard deviation", source=f"{PAPER}, Eq. 4"
@@ -233,45 +353,11 @@ class ObjectiveSection(Section):
     )
 
 
-class ComponentSection(Section):
-    """One component of the reward."""
-
-    kind: ComponentKind = option(..., "what is measured, see docs/concepts.md")
-    name: str | None = option(None, "its name in logs and files; default the kind")
-    normalisation: Literal["none", "group_rank"] | None = option(
-        None, "how raw values become comparable; default by kind", source=f"{PAPER}, appendix B"
-    )
-    l_min: int | None = option(
-        None, "length: full reward up to here; default half of rollout.max_new_tokens", unit="tokens", ge=0
-    )
-    l_max: int | None = option(None, "length: no reward from here; default rollout.max_new_tokens", unit="tokens", ge=1)
-    answer_prefix: str = option(
-        "\n<answer>\n", "perplexity: put between the reasoning segment and the reference answer"
-    )
-
-    @property
-    def label(self) -> str:
-        return self.name or self.kind
-
-    @model_validator(mode="after")
-    def _length_bounds_are_for_length(self) -> ComponentSection:
-        if self.kind != "length" and (self.l_min is not None or self.l_max is not None):
-            raise ValueError(f"l_min and l_max belong to `length`, not to `{self.kind}`")
-        if self.l_min is not None and self.l_max is not None and self.l_min >= self.l_max:
-            raise ValueError(f"l_min ({self.l_min}) must be below l_max ({self.l_max})")
-        return self
-
-
-def _paper_components() -> tuple[ComponentSection, ...]:
-    kinds: tuple[ComponentKind, ...] = ("format", "perplexity", "entropy", "length", "preference")
-    return tuple(ComponentSection(kind=kind) for kind in kinds)
-
-
 class RewardsSection(Section):
     """The multi-reward scorer."""
 
-    components: tuple[ComponentSection, ...] = option(
-        _paper_components(),
+    components: tuple[AnyComponent, ...] = option(
+        paper_components(),
         "the components, in the order of the Conductor's outputs",
         source=f"{PAPER}, appendix B",
         min_length=1,
@@ -282,15 +368,8 @@ class RewardsSection(Section):
 
     @field_validator("components")
     @classmethod
-    def _names_differ(cls, value: tuple[ComponentSection, ...]) -> tuple[ComponentSection, ...]:
-        names = [component.label for component in value]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two components are called {', '.join(twice)}: each needs a name of its own")
-        kinds = [component.kind for component in value]
-        again = sorted({kind for kind in kinds if kinds.count(kind) > 1})
-        if again:
-            raise ValueError(f"two components are of kind {', '.join(again)}: a kind can be used once")
+    def _names_and_gates(cls, value: tuple[ComponentSection, ...]) -> tuple[ComponentSection, ...]:
+        check_names_and_gates(value)
         return value
 
 
@@ -319,6 +398,13 @@ class DsSection(Section):
     param_dtype: ParamDtype = option("auto", "auto: bf16 on cuda, fp32 on a CPU; vLLM uses the same")
     attn_implementation: str = option("auto", "auto: flash_attention_2 on cuda, sdpa on a CPU")
     adam_offload: bool = option(False, "keep the optimiser in CPU memory", source=OPENRLHF)
+    tensor_parallel_size: int = option(
+        1,
+        "GPUs that share each layer of policy and reference (AutoTP); above 1 needs ds.zero_stage 0, 1 or 2",
+        unit="GPUs",
+        source=OPENRLHF,
+        ge=1,
+    )
     zpg: int = option(1, "ZeRO++ secondary partition", unit="ranks", source=OPENRLHF, ge=1)
     overlap_comm: bool = option(False, "overlap communication with the backward pass", source=OPENRLHF)
     grad_accum_dtype: Literal["fp32", "bf16"] | None = option(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, overload
 
 import numpy as np
 
-from openrlhf_maestro.config.sections import DataSection
-from openrlhf_maestro.data.readers import SPLIT_COLUMN, Row, Rows, read_source
+from openrlhf_maestro.config.sections import DataSection, listed
+from openrlhf_maestro.data.readers import SPLIT_COLUMN, Row, Rows, read_source, source_name
 from openrlhf_maestro.errors import DataError
 
 __all__ = ["DataError", "Prompt", "PromptLoader", "PromptSet", "fit_prompts", "load_prompts"]
@@ -35,7 +36,7 @@ class Prompt:
     `text` is the prompt as the policy is shown it before a chat template; `messages` the same as chat messages;
     `token_ids` the rendered prompt, empty before `fit_prompts`. `source` and `row` (from 1) say where it stands and are
     unique together; `id` is the row's own, else file name and row, the same wherever the file lies. `metadata` holds
-    the columns that have no other place here.
+    the columns that have no other place here. `source_index` counts the sources of a mixture, from 0.
     """
 
     id: str
@@ -47,6 +48,12 @@ class Prompt:
     row: int
     token_ids: list[int] = field(default_factory=list)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    source_index: int = 0
+
+    @property
+    def key(self) -> str:
+        """Tells it from every other prompt of the run, wherever the files lie."""
+        return f"{self.id}#{self.row}" + (f"@{self.source_index}" if self.source_index else "")
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ def load_prompts(
 ) -> PromptSet:
     """The prompts of `split` in `dataset` (several sources by commas, in this order), from at most `max_samples` rows.
 
+    A row that names no data source is of `default`, or where there are several sources of the one `source_name` gives.
     A row with an empty prompt, or an empty reference where `needs_reference`, is dropped and counted. `needing` names
     who needs it in errors ("the `perplexity` component"). With `render` the prompts are tokenized and fitted as by
     `fit_prompts`; with None (before a tokenizer is loaded) columns, splits and rows are checked all the same.
@@ -87,16 +95,16 @@ def load_prompts(
     Raises DataError for a source that cannot be read, an absent split or column, a value that is not a text, and when
     more than the share data.max_dropped_rate of the rows would be dropped.
     """
-    files = [rows for source in dataset.split(",") if source.strip() for rows in read_source(source.strip(), split)]
-    for rows in files:
-        _check_columns(rows, data, needs_reference, needing)
-    selected = [(rows, number, row) for rows in files for number, row in rows.numbered][:max_samples]
+    files = list(_files(dataset, split))
+    for file in files:
+        _check_columns(file.rows, data, needs_reference, needing)
+    selected = [(file, number, row) for file in files for number, row in file.rows.numbered][:max_samples]
     if not selected:
         raise DataError(f"{dataset} has no rows in split `{split}`.")
     drops = _Drops(data.max_dropped_rate)
     prompts = []
-    for rows, number, row in selected:
-        prompt = _prompt(row, data, rows.name, number)
+    for file, number, row in selected:
+        prompt = _prompt(row, data, file, number)
         if not any(message["content"].strip() for message in prompt.messages):
             drops.add(EMPTY_PROMPT, prompt)
         elif needs_reference and prompt.reference is None:
@@ -136,13 +144,27 @@ class PromptLoader:
     Each of the `num_episodes` passes has its own permutation. The ragged tail of a pass, fewer than `batch_size`
     prompts, is left out: batches are whole and never mix passes, and other prompts are left out in the next pass.
     There is no state: a resumed run continues at step n with the batch that an unbroken one would have had.
+
+    With `probs`, the share of each source, a pass is not every prompt but the most that have these shares with none of
+    them twice: of source i with n_i prompts, floor(p_i min_j (n_j / p_j)), drawn anew for each pass.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], batch_size: int, seed: int, num_episodes: int) -> None:
-        """Raises DataError where the prompts do not fill one batch."""
-        if len(prompts) < batch_size:
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        batch_size: int,
+        seed: int,
+        num_episodes: int,
+        probs: Sequence[Fraction] | None = None,
+    ) -> None:
+        """`probs` sum to 1, and the prompts of a source follow each other.
+
+        Raises DataError where a pass does not fill one batch, or has no prompt of some source.
+        """
+        self._sizes, self._quotas = _shares(prompts, probs)
+        if sum(self._quotas) < batch_size:
             raise DataError(
-                f"{len(prompts)} prompts do not fill one step of rollout.batch_size {batch_size}: "
+                f"{sum(self._quotas)} prompts do not fill one step of rollout.batch_size {batch_size}: "
                 "use more prompts or a smaller batch."
             )
         self._prompts = prompts
@@ -152,7 +174,7 @@ class PromptLoader:
 
     @property
     def steps_per_episode(self) -> int:
-        return len(self._prompts) // self._batch_size
+        return sum(self._quotas) // self._batch_size
 
     def __len__(self) -> int:
         """Steps of all passes."""
@@ -163,14 +185,37 @@ class PromptLoader:
         if not 0 <= step < len(self):
             raise IndexError(f"there is no step {step}: the prompts last for {len(self)} steps")
         episode, position = divmod(step, self.steps_per_episode)
-        order = _order(len(self._prompts), self._seed, episode)
+        order = _order(self._sizes, self._quotas, self._seed, episode)
         start = position * self._batch_size
         return [self._prompts[index] for index in order[start : start + self._batch_size]]
 
 
+def _shares(prompts: Sequence[Prompt], probs: Sequence[Fraction] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Prompts of each source, and how many of them a pass has."""
+    if probs is None:
+        return (len(prompts),), (len(prompts),)
+    counts = Counter(prompt.source_index for prompt in prompts)
+    sizes = tuple(counts[index] for index in range(len(probs)))
+    whole = min(size / prob for size, prob in zip(sizes, probs, strict=True))
+    quotas = tuple(int(prob * whole) for prob in probs)
+    if 0 in quotas:
+        raise DataError(
+            f"the sources of data.prompt_dataset have {', '.join(map(str, sizes))} usable prompts, and by "
+            f"data.prompt_probs a pass would have {', '.join(map(str, quotas))} of them. Each needs one."
+        )
+    return sizes, quotas
+
+
 @lru_cache(maxsize=2)
-def _order(size: int, seed: int, episode: int) -> tuple[int, ...]:
-    return tuple(np.random.default_rng((seed, episode)).permutation(size).tolist())
+def _order(sizes: tuple[int, ...], quotas: tuple[int, ...], seed: int, episode: int) -> tuple[int, ...]:
+    """Places of the prompts of a pass: of each source its quota, drawn without replacement, then all in one order."""
+    generator = np.random.default_rng((seed, episode))
+    ends = np.cumsum(sizes)
+    drawn = [
+        np.arange(end - size, end) if quota == size else end - size + generator.choice(size, quota, replace=False)
+        for end, size, quota in zip(ends, sizes, quotas, strict=True)
+    ]
+    return tuple(generator.permutation(np.concatenate(drawn)).tolist())
 
 
 class _Drops:
@@ -200,6 +245,23 @@ class _Drops:
         )
 
 
+@dataclass(frozen=True)
+class _File:
+    """The rows of one file, and the source it belongs to."""
+
+    rows: Rows
+    source_index: int
+    datasource: str  # of the rows that name none
+
+
+def _files(dataset: str, split: str) -> Iterator[_File]:
+    sources = listed(dataset)
+    for index, source in enumerate(sources):
+        datasource = source_name(source, split) if len(sources) > 1 else DEFAULT_DATASOURCE
+        for rows in read_source(source, split):
+            yield _File(rows, index, datasource)
+
+
 def _check_columns(rows: Rows, data: DataSection, needs_reference: bool, needing: str) -> None:
     there = f"the columns are {', '.join(rows.columns) or '(none)'}"
     if data.input_key not in rows.columns:
@@ -211,7 +273,8 @@ def _check_columns(rows: Rows, data: DataSection, needs_reference: bool, needing
         )
 
 
-def _prompt(row: Row, data: DataSection, source: str, number: int) -> Prompt:
+def _prompt(row: Row, data: DataSection, file: _File, number: int) -> Prompt:
+    source = file.rows.name
     where = f"{source}, row {number}"
     text, messages = _conversation(row.get(data.input_key), data, where)
     reference = _text(row.get(data.label_key), data.label_key, where) if data.label_key else ""
@@ -222,10 +285,11 @@ def _prompt(row: Row, data: DataSection, source: str, number: int) -> Prompt:
         text=text,
         messages=messages,
         reference=reference if reference.strip() else None,
-        datasource=_text(row.get(data.datasource_key), data.datasource_key, where).strip() or DEFAULT_DATASOURCE,
+        datasource=_text(row.get(data.datasource_key), data.datasource_key, where).strip() or file.datasource,
         source=source,
         row=number,
         metadata={name: value for name, value in row.items() if name not in taken},
+        source_index=file.source_index,
     )
 
 

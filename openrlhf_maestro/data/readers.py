@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,16 @@ def read_source(source: str, split: str) -> list[Rows]:
     if path.suffix.lower() in _READERS or source.startswith((".", "/", "~")) or not _HUB_NAME.match(source):
         raise DataError(f"there is no file or folder {source}.")
     return [_from_hub(source, split)]
+
+
+def source_name(source: str, split: str) -> str:
+    """What a source is called: the name of its file, folder or hub data set, without suffix and number of a shard.
+
+    Where that is the split's name, as in webinstruct/train.jsonl, it is the folder's.
+    """
+    path = Path(os.path.abspath(Path(source).expanduser()))
+    name = _SHARD.sub("", path.stem if path.suffix.lower() in _READERS else path.name)
+    return path.parent.name if name == split else name
 
 
 def read_file(path: Path) -> Rows:

@@ -10,11 +10,12 @@ the whole. Where gradients are averaged over the pieces (data-parallel ranks, ac
 loop multiplies the loss by their number.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from openrlhf_maestro.objective.checks import check_option, check_shapes
 from openrlhf_maestro.objective.entropy import entropy_threshold as _entropy_threshold
 
 LossType = Literal["dr_grpo", "grpo", "token_mean"]
@@ -39,6 +40,7 @@ def policy_loss(
     max_completion_length: int,
     entropy_threshold: Tensor | float | None = None,
     denominator: Tensor | float | None = None,
+    correction: Tensor | None = None,
 ) -> Tensor:
     """The clipped surrogate -min(r A, clip(r, 1 - eps_low, 1 + eps_high) A), reduced as ``loss_type`` says.
 
@@ -64,6 +66,7 @@ def policy_loss(
             takes it from these B responses.
         denominator: what the sum is divided by, from ``loss_denominator`` over the whole update; None takes it from
             these B responses.
+        correction: (B, A) weights of the tokens' losses, from ``rollout_correction``; a constant. None weighs none.
 
     Returns:
         () the loss, differentiable in ``logp`` (and in ``advantages``, if those are not constants).
@@ -71,11 +74,11 @@ def policy_loss(
     Raises:
         ValueError: if shapes or options do not fit.
     """
-    _check_shapes(mask, logp=logp, old_logp=old_logp)
+    check_shapes(mask, logp=logp, old_logp=old_logp)
     if advantages.shape != mask.shape[:1]:
         raise ValueError(f"policy_loss: expected advantages ({mask.shape[0]},), got {tuple(advantages.shape)}")
-    _check_option("importance_sampling_level", importance_sampling_level, ImportanceSamplingLevel)
-    _check_option("entropy_mask", entropy_mask, EntropyMask)
+    check_option("importance_sampling_level", importance_sampling_level, ImportanceSamplingLevel)
+    check_option("entropy_mask", entropy_mask, EntropyMask)
     masks_entropy = top_entropy_quantile < 1
     kept = mask.bool()
     log_ratio = torch.where(kept, logp - old_logp.detach(), 0.0)
@@ -87,10 +90,13 @@ def policy_loss(
     if masks_entropy:
         if entropy is None:
             raise ValueError(f"policy_loss: top_entropy_quantile {top_entropy_quantile} needs the tokens' entropy")
-        _check_shapes(mask, entropy=entropy)
+        check_shapes(mask, entropy=entropy)
         if entropy_threshold is None:
             entropy_threshold = _entropy_threshold(entropy, mask, top_entropy_quantile)
         loss = torch.where(entropy.detach() >= entropy_threshold, loss, 0.0)
+    if correction is not None:
+        check_shapes(mask, correction=correction)
+        loss = loss * correction.detach()
     return _reduce(loss, mask, loss_type, max_completion_length, denominator)
 
 
@@ -121,11 +127,36 @@ def kl_loss(
     Raises:
         ValueError: if shapes or options do not fit.
     """
-    _check_shapes(mask, logp=logp, ref_logp=ref_logp)
+    check_shapes(mask, logp=logp, ref_logp=ref_logp)
     kept = mask.bool()
     # Masked positions may hold anything: they are emptied before exp, so that no inf * 0 reaches the gradient.
     kl = kl_per_token(logp.masked_fill(~kept, 0.0), ref_logp.masked_fill(~kept, 0.0), estimator)
     return _reduce(kl, mask, loss_type, max_completion_length, denominator)
+
+
+def reward_kl(log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, estimator: KlEstimator = "k3") -> Tensor:
+    """KL(policy || reference) of whole responses, for a penalty on the scalar reward: R - beta * this.
+
+    The sum over the response's tokens, not their mean, as in TRL's ``RLOOTrainer`` and in RLOO (Ahmadian et al. 2024),
+    which take ``k1``. In a reward, where the estimate is not differentiated, ``k1`` is the one whose policy gradient is
+    that of the KL.
+
+    Args:
+        log_probs: (B, A) log-probabilities of the response tokens under the policy that sampled them; anything where
+            masked.
+        ref_log_probs: (B, A) the same under the reference.
+        mask: (B, A), 1 for response tokens, else 0; a response whose row is 0 has no KL.
+        estimator: see ``kl_per_token``.
+
+    Returns:
+        (B,) nats, without gradient.
+
+    Raises:
+        ValueError: if shapes or the estimator do not fit.
+    """
+    check_shapes(mask, log_probs=log_probs, ref_log_probs=ref_log_probs)
+    kl = kl_per_token(log_probs.detach(), ref_log_probs, estimator)
+    return torch.where(mask.bool(), kl, 0.0).sum(dim=1)
 
 
 def kl_per_token(logp: Tensor, ref_logp: Tensor, estimator: KlEstimator = "k3") -> Tensor:
@@ -146,7 +177,7 @@ def kl_per_token(logp: Tensor, ref_logp: Tensor, estimator: KlEstimator = "k3") 
     Raises:
         ValueError: if the estimator is unknown.
     """
-    _check_option("estimator", estimator, KlEstimator)
+    check_option("estimator", estimator, KlEstimator)
     difference = logp - ref_logp.detach()
     if estimator == "k1":
         return difference
@@ -169,7 +200,7 @@ def loss_denominator(mask: Tensor, loss_type: LossType, max_completion_length: i
     Raises:
         ValueError: if the loss type is unknown or the length limit not positive.
     """
-    _check_option("loss_type", loss_type, LossType)
+    check_option("loss_type", loss_type, LossType)
     if max_completion_length < 1:
         raise ValueError(f"max_completion_length must be positive, got {max_completion_length}")
     if loss_type == "token_mean":
@@ -185,7 +216,7 @@ def _reduce(
     if denominator is None:
         denominator = loss_denominator(mask, loss_type, max_completion_length)
     else:
-        _check_option("loss_type", loss_type, LossType)
+        check_option("loss_type", loss_type, LossType)
     kept = mask.bool()
     per_response = torch.where(kept, per_token, 0.0).sum(dim=1)
     if loss_type == "grpo":
@@ -193,14 +224,3 @@ def _reduce(
     divisor = torch.as_tensor(denominator, device=mask.device)
     # No token at all in the whole update: a loss of 0, not 0 / 0.
     return per_response.sum() / divisor.masked_fill(divisor == 0, 1)
-
-
-def _check_shapes(mask: Tensor, **tensors: Tensor) -> None:
-    for name, tensor in {"mask": mask, **tensors}.items():
-        if tensor.dim() != 2 or tensor.shape != mask.shape:
-            raise ValueError(f"{name}: expected (B, A) like the mask {tuple(mask.shape)}, got {tuple(tensor.shape)}")
-
-
-def _check_option(name: str, value: str, allowed: object) -> None:
-    if value not in get_args(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")

@@ -7,17 +7,19 @@ response's own fault and becomes 0, ``NaN`` is a score that the scorer failed to
 from openrlhf_maestro.rewards.components import (
     KINDS,
     Component,
-    Features,
+    Context,
     RawSummary,
-    make_component,
+    apply_gates,
+    make_components,
     normalize,
-    score_components,
     summarize,
 )
+from openrlhf_maestro.rewards.groups import FAULT, Group, GroupScorer, Missing, Score
 from openrlhf_maestro.rewards.length import length_reward
+from openrlhf_maestro.rewards.measured import Features, MeasuredScorer
 from openrlhf_maestro.rewards.ranking import group_rank
 from openrlhf_maestro.rewards.scalar import scalarize
-from openrlhf_maestro.rewards.teacher_forcing import TeacherForced, teacher_forced
+from openrlhf_maestro.rewards.teacher_forcing import ReferenceBranch, TeacherForced, teacher_forced
 from openrlhf_maestro.rewards.text import (
     ANSWER_CLOSE,
     ANSWER_OPEN,
@@ -27,26 +29,36 @@ from openrlhf_maestro.rewards.text import (
     format_reward,
     reasoning_end,
 )
+from openrlhf_maestro.rewards.trial import try_component
 
 __all__ = [
     "ANSWER_CLOSE",
     "ANSWER_OPEN",
+    "FAULT",
     "KINDS",
     "THINK_CLOSE",
     "THINK_OPEN",
     "Component",
+    "Context",
     "Features",
+    "Group",
+    "GroupScorer",
+    "MeasuredScorer",
+    "Missing",
     "RawSummary",
+    "ReferenceBranch",
+    "Score",
     "TeacherForced",
     "answer_text",
+    "apply_gates",
     "format_reward",
     "group_rank",
     "length_reward",
-    "make_component",
+    "make_components",
     "normalize",
     "reasoning_end",
     "scalarize",
-    "score_components",
     "summarize",
     "teacher_forced",
+    "try_component",
 ]

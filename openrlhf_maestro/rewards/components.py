@@ -1,37 +1,34 @@
-"""The kinds of reward component: what each needs, how it scores a response, how its scores are normalised.
+"""The components of a run: how each kind is made, and how raw scores become comparable.
 
-A new kind is one scoring function and one entry of ``KINDS``; if it needs something that no kind needed before, that is
-one more field of ``Features``, filled by the experience maker.
+A new kind is a section in `config/components.py` and an entry of ``KINDS`` here.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from openrlhf_maestro.rewards.length import length_reward
+from openrlhf_maestro.config.components import ComponentSection, Normalisation
+from openrlhf_maestro.rewards.groups import FAULT, GroupScorer
+from openrlhf_maestro.rewards.measured import ENTROPY, NEG_ENTROPY, PERPLEXITY, PREFERENCE, MeasuredScorer
 from openrlhf_maestro.rewards.ranking import group_rank
-from openrlhf_maestro.rewards.text import format_reward
+from openrlhf_maestro.rewards.rules import RuleScorer, format_scores, length_scores, verdict_scores
 
-Normalisation = Literal["none", "group_rank"]
+Scorer = GroupScorer | MeasuredScorer
 
 
 @dataclass(frozen=True)
-class Features:
-    """What is known about B responses. A tensor stays None where no component in use needs it.
+class Context:
+    """What scorers may need to know of the run."""
 
-    In every tensor NaN means that the value could not be measured; the component is then missing for that response.
-    """
-
-    texts: Sequence[str]  # B responses, without special tokens
-    lengths: Sequence[int]  # (B,) response tokens
-    length_limits: Sequence[tuple[float, float]] | None = None  # (B, 2) l_min and l_max, tokens; per data set
-    mean_entropy: Tensor | None = None  # (B,) mean over response tokens, nats, at the sampling temperature
-    reference_nll: Tensor | None = None  # (B,) mean over the reference's tokens, nats; +inf: it had no room
-    preference: Tensor | None = None  # (B,) logit of the preference model; -inf: the text was too long for it
-    rule: Tensor | None = None  # (B,) verdict of the task's rule checker, 0 or 1
+    max_new_tokens: int  # longest response
+    folder: Path | None = None  # where a scorer may keep files; None: nowhere
+    endpoints: dict[Any, Any] = field(default_factory=dict)  # servers that several `remote` components share
 
 
 @dataclass(frozen=True)
@@ -39,93 +36,85 @@ class Component:
     """One reward component of a run."""
 
     name: str  # in metrics and columns: reward/<name>/raw_mean, raw_<name>
-    kind: str  # key of KINDS
     normalisation: Normalisation
-    needs: tuple[str, ...]  # fields of Features that must not be None
-    score: Callable[[Features], Tensor] = field(repr=False, compare=False)  # -> (B,): -inf at fault, NaN missing
+    gate: str | None  # name of the component that must be above 0
+    scorer: Scorer
 
 
-def _format(features: Features) -> Tensor:
-    return torch.tensor([format_reward(text) for text in features.texts])
+@dataclass(frozen=True)
+class Kind:
+    """How the components of a kind are normalised where nothing else is asked for [B], and made."""
+
+    normalisation: Normalisation
+    make: Callable[[Any, Context], Scorer]  # of its section in config/components.py
 
 
-def _perplexity(features: Features) -> Tensor:
-    """-NLL of the reference. Any break of the format is the response's fault, so that breaking it can never pay."""
-    nll = _given(features.reference_nll)
-    broken = torch.tensor([format_reward(text) == 0.0 for text in features.texts], dtype=torch.bool)
-    return -nll.masked_fill(broken, torch.inf)
+def _judge(section: Any, context: Context) -> Scorer:
+    from openrlhf_maestro.rewards.judge import JudgeScorer
+
+    cache = Path(section.cache) if section.cache else None
+    if cache is None and context.folder is not None:
+        cache = context.folder / f"judge_{section.label}.sqlite"
+    return JudgeScorer(section, cache=None if section.cache == "off" else cache)
 
 
-def _entropy(features: Features) -> Tensor:
-    return _fault_if_empty(_finite_or_missing(features.mean_entropy), features)
+def _remote(section: Any, context: Context) -> Scorer:
+    from openrlhf_maestro.rewards.remote import RemoteScorer
+
+    return RemoteScorer(section, context.endpoints)
 
 
-def _neg_entropy(features: Features) -> Tensor:
-    return _fault_if_empty(-_finite_or_missing(features.mean_entropy), features)
+def _callable(section: Any, _context: Context) -> Scorer:
+    from openrlhf_maestro.rewards.callables import CallableScorer
+
+    return CallableScorer(section)
 
 
-def _length(features: Features) -> Tensor:
-    assert features.length_limits is not None, "score_components checks a component's needs"
-    pairs = zip(features.lengths, features.length_limits, strict=True)
-    scores = [length_reward(n, l_min, l_max) for n, (l_min, l_max) in pairs]
-    return _fault_if_empty(torch.tensor(scores), features)
-
-
-def _preference(features: Features) -> Tensor:
-    scores = _given(features.preference)
-    too_long = scores.isneginf()
-    return _fault_if_empty(_finite_or_missing(scores).masked_fill(too_long, -torch.inf), features)
-
-
-def _rule(features: Features) -> Tensor:
-    return _finite_or_missing(features.rule)
-
-
-KINDS: dict[str, Component] = {
-    component.kind: component
-    for component in (
-        Component("format", "format", "none", (), _format),
-        Component("perplexity", "perplexity", "group_rank", ("reference_nll",), _perplexity),
-        Component("entropy", "entropy", "group_rank", ("mean_entropy",), _entropy),
-        Component("neg_entropy", "neg_entropy", "group_rank", ("mean_entropy",), _neg_entropy),
-        Component("length", "length", "none", ("length_limits",), _length),
-        Component("preference", "preference", "group_rank", ("preference",), _preference),
-        Component("rule", "rule", "none", ("rule",), _rule),
-    )
+KINDS: Mapping[str, Kind] = {
+    "format": Kind("none", lambda _section, _context: RuleScorer(format_scores)),
+    "perplexity": Kind("group_rank", lambda _section, _context: PERPLEXITY),
+    "entropy": Kind("group_rank", lambda _section, _context: ENTROPY),
+    "neg_entropy": Kind("group_rank", lambda _section, _context: NEG_ENTROPY),
+    "length": Kind("none", lambda section, context: RuleScorer(length_scores(section, context.max_new_tokens))),
+    "preference": Kind("group_rank", lambda _section, _context: PREFERENCE),
+    "rule": Kind("none", lambda _section, _context: RuleScorer(verdict_scores)),
+    "judge": Kind("group_rank", _judge),
+    "remote": Kind("group_rank", _remote),
+    "callable": Kind("group_rank", _callable),
 }
 
 
-def make_component(kind: str, name: str | None = None, normalisation: Normalisation | None = None) -> Component:
-    """The component of a kind, under its own name or another, with its own normalisation or another.
+def make_components(sections: Sequence[ComponentSection], context: Context) -> list[Component]:
+    """The components of a configuration, in its order.
 
     Raises:
-        ValueError: if there is no such kind; the message lists those there are.
+        ConfigError: a scorer cannot be made: a function is not found, a key is not set.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown reward component {kind!r}; there are: {', '.join(KINDS)}")
-    component = KINDS[kind]
-    return replace(component, name=name or kind, normalisation=normalisation or component.normalisation)
+    return [
+        Component(
+            name=section.label,
+            normalisation=section.normalisation or KINDS[section.kind].normalisation,
+            gate=section.gate,
+            scorer=KINDS[section.kind].make(section, context),
+        )
+        for section in sections
+    ]
 
 
-def score_components(components: Sequence[Component], features: Features) -> Tensor:
-    """Raw scores of B responses.
+def apply_gates(raw: Tensor, components: Sequence[Component]) -> Tensor:
+    """Raw scores (B, K) with every closed gate made the response's fault.
 
-    Returns:
-        (B, K) float32; ``-inf`` where the response is at fault, NaN where the score is missing.
-
-    Raises:
-        ValueError: if a component needs a field of ``features`` that is None, or a field has not B values.
+    A component with a gate is -inf where the gate's own raw value is 0 or below or the response's fault, and missing
+    (NaN) where the gate is. Gates are read before any gate is applied: they do not follow one another.
     """
-    size = len(features.texts)
+    names = [component.name for component in components]
     columns = []
-    for component in components:
-        for need in ("lengths", *component.needs):
-            values = getattr(features, need)
-            if values is None:
-                raise ValueError(f"reward component {component.name!r} needs {need!r}, which was not measured")
-            if len(values) != size:
-                raise ValueError(f"features: {len(values)} values of {need!r} for {size} responses")
-        columns.append(component.score(features))
+    for k, component in enumerate(components):
+        column = raw[:, k]
+        if component.gate is not None:
+            gate = raw[:, names.index(component.gate)]
+            column = column.masked_fill(gate <= 0, FAULT).masked_fill(gate.isnan(), torch.nan)
+        columns.append(column)
     return torch.stack(columns, dim=-1)
 
 
@@ -175,20 +164,3 @@ def _keep_level(values: Tensor) -> Tensor:
 
 
 _NORMALISATIONS: dict[Normalisation, Callable[[Tensor], Tensor]] = {"none": _keep_level, "group_rank": group_rank}
-
-
-def _given(values: Tensor | None) -> Tensor:
-    assert values is not None, "score_components checks a component's needs"
-    return values.detach().float().cpu()
-
-
-def _finite_or_missing(values: Tensor | None) -> Tensor:
-    """An infinite score is the scorer's failure; only the response itself can be at fault."""
-    given = _given(values)
-    return given.masked_fill(~given.isfinite(), torch.nan)
-
-
-def _fault_if_empty(scores: Tensor, features: Features) -> Tensor:
-    """An empty response is at fault, whatever was measured on it: ending at once must not pay either."""
-    empty = [n == 0 or not text.strip() for n, text in zip(features.lengths, features.texts, strict=True)]
-    return scores.masked_fill(torch.tensor(empty, dtype=torch.bool), -torch.inf)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
 from openrlhf_maestro.rewards.text import THINK_CLOSE, format_reward
 
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """prompt + sampled reasoning + answer prefix + reference answer."""
+    """The reference answer of one response, and what it is read after."""
 
-    token_ids: list[int]
+    context: int  # the first tokens of prompt + response: the prompt and the sampled reasoning
+    token_ids: list[int]  # answer prefix + reference answer
     reference_start: int  # the reference's tokens are token_ids[reference_start:]
 
 
@@ -40,11 +45,11 @@ def teacher_forced(
     """
     if format_reward(decode(response_ids)) == 0.0:
         return None
-    reasoning = response_ids[: _tokens_until_closed(response_ids, decode)]
-    token_ids = [*prompt_ids, *reasoning, *prefix_ids, *reference_ids]
-    if len(token_ids) > max_len:
+    context = len(prompt_ids) + _tokens_until_closed(response_ids, decode)
+    token_ids = [*prefix_ids, *reference_ids]
+    if context + len(token_ids) > max_len:
         return None
-    return TeacherForced(token_ids, len(token_ids) - len(reference_ids))
+    return TeacherForced(context, token_ids, len(prefix_ids))
 
 
 def _tokens_until_closed(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:
@@ -57,3 +62,62 @@ def _tokens_until_closed(token_ids: Sequence[int], decode: Callable[[Sequence[in
         else:
             low = middle + 1
     return low
+
+
+@dataclass(frozen=True)
+class ReferenceBranch:
+    """What is teacher-forced after each of B rows of prompt + response, right-padded to L tokens; all int64.
+
+    A row without a reference has no tokens here; it keeps its place, so that every rank runs as many forwards.
+    """
+
+    context: Tensor  # (B,) the branch follows this many of the row's first tokens
+    token_ids: Tensor  # (B, L) answer prefix + reference answer
+    attention_mask: Tensor  # (B, L) 1 on tokens
+    reference_mask: Tensor  # (B, L) 1 on the reference's tokens, the ones that count
+
+    @classmethod
+    def of(cls, rows: Sequence[TeacherForced | None]) -> ReferenceBranch:
+        """The branch of a micro-batch; None where the response is at fault."""
+        parts = [row if row is not None else TeacherForced(1, [], 0) for row in rows]
+        token_ids = [torch.tensor(part.token_ids, dtype=torch.long) for part in parts]
+        places = [torch.arange(len(part.token_ids)) for part in parts]
+        return cls(
+            context=torch.tensor([part.context for part in parts]),
+            token_ids=_padded(token_ids),
+            attention_mask=_padded([torch.ones_like(ids) for ids in token_ids]),
+            reference_mask=_padded(
+                [(place >= part.reference_start).long() for place, part in zip(places, parts, strict=True)]
+            ),
+        )
+
+    def to(self, device: torch.device | int) -> ReferenceBranch:
+        return ReferenceBranch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def rows(self, sequences: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The branch as rows of its own, prompt + reasoning + answer prefix + reference, for a forward of its own.
+
+        Args:
+            sequences: (B, T) prompt + response.
+
+        Returns:
+            (B, W) token ids, right-padded; (B, W) attention mask; (B, W - 1) 1 at the places that predict the
+            reference's tokens.
+        """
+        token_ids, reference = [], []
+        for row, context, own, mask, attention in zip(
+            sequences, self.context.tolist(), self.token_ids, self.reference_mask, self.attention_mask, strict=True
+        ):
+            length = int(attention.sum())
+            token_ids.append(torch.cat([row[:context], own[:length]]))
+            reference.append(torch.cat([mask.new_zeros(context), mask[:length]]))
+        return _padded(token_ids), _padded([torch.ones_like(row) for row in token_ids]), _padded(reference)[:, 1:]
+
+    def mean(self, log_probs: Tensor) -> Tensor:
+        """(B, ...) log-probs, 0 but at the reference's tokens -> (B,) mean over them; NaN without a reference."""
+        return log_probs.sum(-1) / self.reference_mask.sum(-1)
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    """Rows of differing length -> (B, longest), padded with 0."""
+    return pad_sequence(rows, batch_first=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import ray
@@ -22,15 +23,16 @@ class Sampler:
         self.max_new_tokens = max_new_tokens
 
     def sample(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        purpose: str,
-        step: int,
-        n_samples: int,
-        temperature: float,
+        self, prompts: Sequence[Prompt], *, purpose: str, step: int, n_samples: int, temperature: float
     ) -> list[list[Response]]:
-        """`n_samples` responses for each prompt, in the order of `prompts`.
+        """`n_samples` responses for each prompt, in the order of `prompts`; see `stream`."""
+        arrived = self.stream(prompts, purpose=purpose, step=step, n_samples=n_samples, temperature=temperature)
+        return [responses for _, responses in sorted(arrived, key=itemgetter(0))]
+
+    def stream(
+        self, prompts: Sequence[Prompt], *, purpose: str, step: int, n_samples: int, temperature: float
+    ) -> Iterator[tuple[int, list[Response]]]:
+        """A prompt's index and its `n_samples` responses, as the engines finish them.
 
         Args:
             purpose: part of every response's seed, so that evaluation and training never share one.
@@ -45,13 +47,13 @@ class Sampler:
         }
         if self.sleeping:
             ray.get([engine.wake_up.remote() for engine in self.engines])
-        pending = []
+        pending: dict[Any, int] = {}
         for index, prompt in enumerate(prompts):
-            row = f"{prompt.id}#{prompt.row}"
-            seeds = [response_seed(self.seed, purpose, step, row, sample) for sample in range(n_samples)]
+            seeds = [response_seed(self.seed, purpose, step, prompt.key, sample) for sample in range(n_samples)]
             engine = self.engines[index % len(self.engines)]
-            pending.append(engine.sample.remote(prompt.token_ids, sampling, seeds))
-        results: list[list[Response]] = ray.get(pending)
+            pending[engine.sample.remote(prompt.token_ids, sampling, seeds)] = index
+        while pending:
+            for done in ray.wait(list(pending), num_returns=1)[0]:
+                yield pending.pop(done), ray.get(done)
         if self.sleeping:
             ray.get([engine.sleep.remote() for engine in self.engines])
-        return results

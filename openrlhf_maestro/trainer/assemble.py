@@ -9,14 +9,17 @@ import ray
 from openrlhf_maestro.conductor import ConductorSettings, Orchestrator, make_orchestrator
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import PromptLoader, PromptSet
-from openrlhf_maestro.rewards import make_component
+from openrlhf_maestro.rewards import Component
 from openrlhf_maestro.rollout.sampler import Sampler
 from openrlhf_maestro.trainer.checkpoint import load_checkpoint
+from openrlhf_maestro.trainer.collector import Collector
 from openrlhf_maestro.trainer.controller import LOGPROB_DIFF_LIMITS, Controller
-from openrlhf_maestro.trainer.evaluation import Evaluator, rule_rewards
+from openrlhf_maestro.trainer.evaluation import Evaluator
 from openrlhf_maestro.trainer.experience import ExperienceMaker
+from openrlhf_maestro.trainer.measure import ModelCalls
 from openrlhf_maestro.trainer.resume import Checkpoint
 from openrlhf_maestro.trainer.run_dir import RunDir
+from openrlhf_maestro.trainer.scoring import BackgroundScoring
 from openrlhf_maestro.trainer.sync import WeightSync
 from openrlhf_maestro.trainer.workers import Workers
 from openrlhf_maestro.upstream.device import param_dtype
@@ -31,6 +34,7 @@ def assemble(
     held_out: PromptSet | None,
     workers: Workers,
     tokenizer: Any,
+    components: list[Component],
     checkpoint: Checkpoint | None,
 ) -> Controller:
     """A controller that is ready for its first step, at the checkpoint's state where there is one."""
@@ -45,16 +49,14 @@ def assemble(
         max_new_tokens=config.rollout.max_new_tokens,
         sleeping=config.vllm.enable_sleep,
     )
-    components = [make_component(part.kind, part.label, part.normalisation) for part in config.rewards.components]
     maker = ExperienceMaker(
         config,
-        workers,
-        tokenizer,
+        ModelCalls(config, workers, tokenizer, openrlhf_arguments(config, device)),
         components,
+        BackgroundScoring(components),
         orchestrator,
-        rule_rewards if config.component_of_kind("rule") else None,
-        openrlhf_arguments(config, device),
     )
+    drawn = checkpoint.batches_drawn if checkpoint is not None else 0
     limit = config.run.max_logprob_diff or LOGPROB_DIFF_LIMITS[param_dtype(config.ds.param_dtype, device)]
     evaluator = None
     if held_out is not None:
@@ -62,14 +64,11 @@ def assemble(
     return Controller(
         config=config,
         run_dir=run_dir,
-        loader=loader,
         workers=workers,
-        sampler=sampler,
-        maker=maker,
+        collector=Collector(config, loader, sampler, maker, tokenizer, drawn),
         orchestrator=orchestrator,
         sync=sync,
         evaluator=evaluator,
-        tokenizer=tokenizer,
         logprob_diff_limit=limit,
     )
 

@@ -19,9 +19,12 @@ ORCHESTRATOR = "orchestrator.pt"
 
 
 def save_checkpoint(
-    config: MaestroConfig, run_dir: RunDir, workers: Workers, orchestrator: Orchestrator, step: int
+    config: MaestroConfig, run_dir: RunDir, workers: Workers, orchestrator: Orchestrator, step: int, drawn: int
 ) -> None:
-    """Write checkpoints/global_step_<step> and remove the oldest beyond ckpt.max_num."""
+    """Write checkpoints/global_step_<step> and remove the oldest beyond ckpt.max_num.
+
+    `drawn`: batches of prompts used so far.
+    """
     final = run_dir.checkpoints / f"{PREFIX}{step}"
     partial = run_dir.checkpoints / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -31,7 +34,7 @@ def save_checkpoint(
         writing += workers.reference.async_run_method("save_state", partial.resolve())
     torch.save(orchestrator.state_dict(), partial / ORCHESTRATOR)
     ray.get(writing)
-    (partial / STATE).write_text(json.dumps({"step": step} | fingerprint(config), indent=1))
+    (partial / STATE).write_text(json.dumps({"step": step, "batches_drawn": drawn} | fingerprint(config), indent=1))
     if final.exists():
         shutil.rmtree(final)
     os.rename(partial, final)

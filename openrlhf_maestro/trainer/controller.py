@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 
 from openrlhf_maestro.conductor import LearnedOrchestrator, Orchestrator
 from openrlhf_maestro.config.schema import MaestroConfig
-from openrlhf_maestro.data.prompts import PromptLoader
 from openrlhf_maestro.errors import RunError
 from openrlhf_maestro.evaluation import Accuracy
-from openrlhf_maestro.rollout.sampler import Sampler
-from openrlhf_maestro.trainer.batch import Rollout, Scored
+from openrlhf_maestro.rewards.service import ServiceDown
+from openrlhf_maestro.trainer.batch import Scored
 from openrlhf_maestro.trainer.checkpoint import save_checkpoint
-from openrlhf_maestro.trainer.console import TrainingConsole
+from openrlhf_maestro.trainer.collector import Collector
+from openrlhf_maestro.trainer.console import CONSOLE, TrainingConsole
 from openrlhf_maestro.trainer.evaluation import Evaluator, evaluation_metrics
-from openrlhf_maestro.trainer.experience import ExperienceMaker
 from openrlhf_maestro.trainer.metrics import Stopwatch, step_metrics
 from openrlhf_maestro.trainer.run_dir import RunDir
 from openrlhf_maestro.trainer.sync import WeightSync
@@ -39,34 +36,29 @@ class Controller:
 
     config: MaestroConfig
     run_dir: RunDir
-    loader: PromptLoader
     workers: Workers
-    sampler: Sampler
-    maker: ExperienceMaker
+    collector: Collector
     orchestrator: Orchestrator
     sync: WeightSync
     evaluator: Evaluator | None
-    tokenizer: Any
     logprob_diff_limit: float
 
     def train(self, start: int, total: int) -> tuple[Accuracies | None, Accuracies | None]:
         """Steps `start` + 1 to `total`. Returns held-out accuracy before and after, where there is an evaluation."""
-        before = self._evaluate_at_start() if start == 0 else None
+        before = self._evaluate_between_steps(0) if start == 0 else None
         after = before
         with TrainingConsole(total, start) as console:
             for step in range(start + 1, total + 1):
                 watch = Stopwatch()
 
-                console.phase("sampling")
-                with watch.phase("generation"):
-                    rollouts = self.sample(step)
-                console.phase("scoring")
-                with watch.phase("experience"):
-                    micro_batches, scored = self.maker.make(rollouts, step_generator(self.config.train.seed, step))
-                    self.check_agreement(scored, step)
+                scored = self.collect(step, watch, console)
+                if scored is None:
+                    after = self._out_of_prompts(step - 1)
+                    break
+                self.check_agreement(scored, step)
                 console.phase("updating")
                 with watch.phase("update"):
-                    update = self.update_policy(micro_batches, step)
+                    update = self.update_policy(self.collector.maker.experiences(scored), step)
                     meta = self.update_conductor(scored)
                 with watch.phase("sync"):
                     self.sync_weights(step)
@@ -79,26 +71,18 @@ class Controller:
                 self.record(step, scored, metrics)
                 if self.is_due(step, self.config.ckpt.save_steps):
                     console.phase("saving")
-                    save_checkpoint(self.config, self.run_dir, self.workers, self.orchestrator, step)
+                    self.save_checkpoint(step)
                 console.step(step, metrics, self.config.component_names)
         return before, after
 
-    def sample(self, step: int) -> list[Rollout]:
-        """N * G responses, group by group."""
-        prompts = self.loader.batch(step - 1)
-        groups = self.sampler.sample(
-            prompts,
-            purpose="train",
-            step=step,
-            n_samples=self.config.rollout.n_samples_per_prompt,
-            temperature=self.config.rollout.temperature,
-        )
-        responses = [(index, response) for index, group in enumerate(groups) for response in group]
-        texts = self.tokenizer.batch_decode([response.text_token_ids for _, response in responses])
-        return [
-            Rollout(prompts[index], response, text, index)
-            for (index, response), text in zip(responses, texts, strict=True)
-        ]
+    def collect(self, step: int, watch: Stopwatch, console: TrainingConsole) -> Scored | None:
+        """The step's scored groups. A scorer that is down ends the run, with a checkpoint of the step before."""
+        try:
+            return self.collector.collect(step, watch, console)
+        except ServiceDown as error:
+            if step > 1:
+                self.save_checkpoint(step - 1)
+            raise RunError(str(error)) from error
 
     def update_policy(self, micro_batches: Sequence[Any], step: int) -> dict[str, float]:
         """The optimiser step (steps, where train.batch_size is a part of the rollout) on exactly these responses."""
@@ -153,26 +137,33 @@ class Controller:
                 "broken or their precision differs. Check ds.param_dtype; run.max_logprob_diff sets the limit."
             )
 
+    def save_checkpoint(self, step: int) -> None:
+        drawn = self.collector.drawn
+        save_checkpoint(self.config, self.run_dir, self.workers, self.orchestrator, step, drawn)
+
     def record(self, step: int, scored: Scored, metrics: dict[str, float]) -> None:
+        for name, count in zip(scored.component_names, scored.raw.isnan().sum(0).tolist(), strict=True):
+            if count:
+                reason = scored.missing_reasons.get(name, "a model gave no finite score")
+                CONSOLE.print(f"step {step}: {name} has no value for {count} of {len(scored.raw)} responses ({reason})")
         self.run_dir.write_rollouts(step, scored)
         self.run_dir.append_metrics({"step": step} | metrics)
+
+    def _out_of_prompts(self, step: int) -> Accuracies | None:
+        CONSOLE.print(f"the prompts are used up after step {step}: dynamic filtering left out too many groups")
+        return self._evaluate_between_steps(step)
+
+    def _evaluate_between_steps(self, step: int) -> Accuracies | None:
+        """With a line of its own in metrics.jsonl."""
+        accuracies = self._evaluate(step)
+        if accuracies:
+            self.run_dir.append_metrics({"step": step} | evaluation_metrics(accuracies))
+        return accuracies
 
     @staticmethod
     def is_due(step: int, every: int, last: int | None = None) -> bool:
         """Whether something that happens every so many steps (-1: never) happens now, or at the last step."""
         return step == last or (every > 0 and step % every == 0)
 
-    def _evaluate_at_start(self) -> Accuracies | None:
-        accuracies = self._evaluate(0)
-        if accuracies:
-            self.run_dir.append_metrics({"step": 0} | evaluation_metrics(accuracies))
-        return accuracies
-
     def _evaluate(self, step: int) -> Accuracies | None:
         return self.evaluator.evaluate(step) if self.evaluator is not None else None
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The Conductor's draws of a step: they depend on the run's seed and the step alone."""
-    digest = hashlib.blake2b(f"{seed}|conductor|{step}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

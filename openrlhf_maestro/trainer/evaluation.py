@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from torch import Tensor, tensor
+from typing import TYPE_CHECKING, Any
 
 from openrlhf_maestro.config.sections import EvalSection
 from openrlhf_maestro.data.prompts import Prompt
 from openrlhf_maestro.evaluation import Accuracy, accuracy_by_datasource, rule_verdicts
-from openrlhf_maestro.rollout.sampler import Sampler
-from openrlhf_maestro.trainer.batch import Rollout
 from openrlhf_maestro.trainer.run_dir import RunDir
 
+if TYPE_CHECKING:
+    from openrlhf_maestro.rollout.sampler import Sampler
+
 OVERALL = "overall"
-
-
-def rule_rewards(rollouts: Sequence[Rollout]) -> Tensor:
-    """(B,) 1.0 where the bundled task's rule says that the response is right, else 0.0."""
-    return tensor(_verdicts([rollout.prompt for rollout in rollouts], [rollout.text for rollout in rollouts])).float()
 
 
 class Evaluator:

@@ -63,6 +63,9 @@ def _rewards(scored: Scored) -> dict[str, float]:
         metrics[f"reward/{name}/raw_mean"] = float(summary.raw_mean[k])
         metrics[f"reward/{name}/missing_rate"] = float(summary.missing_rate[k])
         metrics[f"reward/{name}/fault_rate"] = float(summary.fault_rate[k])
+        metrics[f"time/reward/{name}_s"] = scored.reward_s[name]
+    metrics["time/reward_wait_s"] = scored.reward_wait_s
+    metrics["rollout/filtered_rate"] = scored.filtered_rate
     metrics["reward/scalar_mean"] = float(scored.scalar.nanmean())
     metrics["advantage/frac_zero_std"] = _mean(scored.constant)
     return metrics

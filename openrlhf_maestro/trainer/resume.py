@@ -20,6 +20,7 @@ class Checkpoint:
 
     path: Path
     step: int
+    batches_drawn: int  # batches of prompts used; more than steps under dynamic filtering
 
     def is_in(self, checkpoints: Path) -> bool:
         """Whether it is one of the run that keeps its checkpoints there."""
@@ -53,7 +54,7 @@ def find_checkpoint(config: MaestroConfig, checkpoints: Path) -> Checkpoint | No
                 f"run.resume: {path} was written with {field} = {state.get(field)}, the configuration now says {now}. "
                 "Set it back, or start anew with run.resume: never and another run.name."
             )
-    return Checkpoint(path, state["step"])
+    return Checkpoint(path, state["step"], state["batches_drawn"])
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -69,6 +70,7 @@ def fingerprint(config: MaestroConfig) -> dict[str, Any]:
         "ref.num_nodes x ref.num_gpus_per_node": config.ref_world_size if config.uses_reference else None,
         "ds.zero_stage": config.ds.zero_stage,
         "data.prompt_dataset": config.data.prompt_dataset,
+        "data.prompt_probs": config.data.prompt_probs,
         "train.seed": config.train.seed,
         "rollout.batch_size": config.rollout.batch_size,
         "rollout.n_samples_per_prompt": config.rollout.n_samples_per_prompt,

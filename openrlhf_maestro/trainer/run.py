@@ -17,6 +17,7 @@ from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import PromptLoader, PromptSet, fit_prompts, load_prompts
 from openrlhf_maestro.errors import ConfigError, MaestroError, RunError
 from openrlhf_maestro.launch import ray_settings, worker_environment
+from openrlhf_maestro.rewards import Component, Context, make_components
 from openrlhf_maestro.trainer.bundled import bundled_dataset, make_models, missing_models
 from openrlhf_maestro.trainer.cleanup import shared_memory_in_use
 from openrlhf_maestro.trainer.console import CONSOLE, accuracy_table
@@ -26,8 +27,6 @@ from openrlhf_maestro.upstream.device import check_device_options, choose_device
 
 # Given to vLLM to end its own processes before Ray kills its actor.
 SHUTDOWN_S = 10
-# The components that read the reference answer.
-NEED_REFERENCE = ("perplexity", "rule")
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ def train(config: MaestroConfig) -> Path:
     device = choose_device(config.run.device)
     check_device_options(config, device)
     run_dir = RunDir(config.run_dir)
+    components = make_components(config.rewards.components, Context(config.rollout.max_new_tokens, run_dir.path))
     resolved = _make_models(config)
     checkpoint = find_checkpoint(resolved, run_dir.checkpoints)
     # The run's config.yaml is what was asked for, so that it can be used again elsewhere.
@@ -58,7 +58,7 @@ def train(config: MaestroConfig) -> Path:
     if moved is not None:
         CONSOLE.print(f"an earlier run of this name was moved to {moved}/", soft_wrap=True)
     try:
-        return _train(resolved, device, data, run_dir, checkpoint)
+        return _train(resolved, device, data, components, run_dir, checkpoint)
     except (MaestroError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -96,7 +96,7 @@ def check_model_folder(config: MaestroConfig) -> None:
 
 def check_data(config: MaestroConfig) -> Data:
     """Read and check the rows of training and evaluation; no tokenizer is needed for that."""
-    needing = next((part.kind for part in config.rewards.components if part.kind in NEED_REFERENCE), "")
+    needing = next((part.label for part in config.rewards.components if part.needs_reference), "")
     training = load_prompts(
         config.data,
         dataset=bundled_dataset(config.data.prompt_dataset, config.data.prompt_split, config.run.assets_dir),
@@ -108,7 +108,7 @@ def check_data(config: MaestroConfig) -> Data:
         max_prompt_tokens=config.max_prompt_tokens,
     )
     # Too few rows for one step are found here as well.
-    PromptLoader(training, config.rollout.batch_size, config.train.seed, config.train.num_episodes)
+    _loader(training, config)
     if config.eval.dataset is None:
         return Data(training, None)
     held_out = load_prompts(
@@ -124,12 +124,24 @@ def check_data(config: MaestroConfig) -> Data:
     return Data(training, held_out)
 
 
-def _train(config: MaestroConfig, device: str, data: Data, run_dir: RunDir, checkpoint: Checkpoint | None) -> Path:
+def _loader(prompts: PromptSet, config: MaestroConfig) -> PromptLoader:
+    train = config.train
+    return PromptLoader(prompts, config.rollout.batch_size, train.seed, train.num_episodes, config.data.probs)
+
+
+def _train(
+    config: MaestroConfig,
+    device: str,
+    data: Data,
+    components: list[Component],
+    run_dir: RunDir,
+    checkpoint: Checkpoint | None,
+) -> Path:
     with CONSOLE.status("starting Ray, vLLM and DeepSpeed") as status:
         start_s = time.monotonic()
         cluster = _Cluster(config, device)
         try:
-            controller, start, total = cluster.build(data, run_dir, checkpoint)
+            controller, start, total = cluster.build(data, components, run_dir, checkpoint)
             status.stop()
             CONSOLE.print(
                 f"ready after {time.monotonic() - start_s:.0f} s; run directory {run_dir.path}/", soft_wrap=True
@@ -156,6 +168,7 @@ class _Cluster:
         # What vLLM warns of while it is imported here, the workers write to their logs.
         os.environ.update(worker_environment(config, self.device) | {"VLLM_LOGGING_LEVEL": "ERROR"})
         self.sync: Any = None
+        self.scoring: Any = None
         self.engines: list[Any] = []
         # Ray's processes die with the thread that started them: it must be this one.
         with ThreadPoolExecutor(max_workers=1) as pool:
@@ -163,7 +176,9 @@ class _Cluster:
             _start_ray(ray_settings(config, self.device))
             importing.result()
 
-    def build(self, data: Data, run_dir: RunDir, checkpoint: Checkpoint | None) -> tuple[Any, int, int]:
+    def build(
+        self, data: Data, components: list[Component], run_dir: RunDir, checkpoint: Checkpoint | None
+    ) -> tuple[Any, int, int]:
         """Start the actors. Returns the controller, the steps done before and the steps in all."""
         from transformers import AutoTokenizer
 
@@ -175,14 +190,17 @@ class _Cluster:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         prompts = _tokenised(data.train, config, tokenizer)
-        loader = PromptLoader(prompts, config.rollout.batch_size, config.train.seed, config.train.num_episodes)
+        loader = _loader(prompts, config)
         total = len(loader) if config.run.max_steps < 0 else min(config.run.max_steps, len(loader))
         start = checkpoint.step if checkpoint is not None else 0
         updates_a_step = config.responses_per_step // config.train.batch_size * config.train.max_epochs
         workers = start_workers(config, self.device, total * updates_a_step)
         self.engines = workers.engines
         held_out = _tokenised(data.held_out, config, tokenizer) if data.held_out is not None else None
-        controller = assemble(config, self.device, run_dir, loader, held_out, workers, tokenizer, checkpoint)
+        controller = assemble(
+            config, self.device, run_dir, loader, held_out, workers, tokenizer, components, checkpoint
+        )
+        self.scoring = controller.collector.maker.scoring
         self.sync = controller.sync
         return controller, start, total
 
@@ -197,6 +215,8 @@ class _Cluster:
         """Leave no process and no file in shared memory behind."""
         import ray
 
+        if self.scoring is not None:
+            self.scoring.close()
         if self.sync is not None:
             self.sync.close()
         if ray.is_initialized():

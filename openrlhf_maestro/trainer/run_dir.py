@@ -96,6 +96,7 @@ def rollout_columns(step: int, scored: Scored) -> dict[str, Column]:
         "response_tokens": scored.response_tokens.numpy(),
         "policy_loss_tokens": scored.policy_loss_tokens.numpy(),
         "kl": scored.kl.numpy() if scored.kl is not None else [None] * len(rollouts),
+        "kl_penalty": scored.kl_penalty.numpy() if scored.kl_penalty is not None else [None] * len(rollouts),
         "logprob_diff_mean": scored.logprob_diff_mean.numpy(),
         "logprob_diff_max": scored.logprob_diff_max.numpy(),
     }

@@ -42,8 +42,8 @@ class WeightSync:
         """reference <- alpha * policy + (1 - alpha) * reference (TRL's `ref_model_mixup_alpha`)."""
         if self.workers.reference is None:
             return
-        shards = ray.get(self.workers.policy.async_run_method("export_shard"))
-        ray.get(self.workers.reference.async_run_method("mix", shards, alpha))
+        exports = ray.get(self.workers.policy.async_run_method("export_shards"))
+        ray.get(self.workers.reference.async_run_method("mix", exports, alpha))
 
     def close(self) -> None:
         """Remove the file in shared memory."""

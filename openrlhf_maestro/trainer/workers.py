@@ -46,14 +46,14 @@ def start_workers(config: MaestroConfig, device: str, total_updates: int) -> Wor
     preference = None
     if config.component_of_kind("preference"):
         preference = _group(PreferenceWorker, config.reward.num_nodes, config.reward.num_gpus_per_node, everything)
-    reference = None
+    reference, shared = None, config.ds.tensor_parallel_size
     if config.uses_reference:
-        reference = _group(ReferenceWorker, config.ref.num_nodes, config.ref.num_gpus_per_node, group)
+        reference = _group(ReferenceWorker, config.ref.num_nodes, config.ref.num_gpus_per_node, group, shared)
     loading: list[Any] = []
     for side in (preference, reference):
         if side is not None:
             loading += side.async_init_model_from_pretrained(config)
-    policy = _group(PolicyWorker, config.actor.num_nodes, config.actor.num_gpus_per_node, group)
+    policy = _group(PolicyWorker, config.actor.num_nodes, config.actor.num_gpus_per_node, group, shared)
     loading += policy.async_init_model_from_pretrained(config, total_updates, engines)
     ray.get(loading)
     ray.get([engine.get_num_unfinished_requests.remote() for engine in engines])
@@ -66,9 +66,16 @@ def _placement(gpus: int) -> Any:
     return group
 
 
-def _group(worker: type, nodes: int, gpus_per_node: int, placement: Any) -> RayActorGroup:
-    share = SHARED_GPU if placement else 1
-    return RayActorGroup(nodes, gpus_per_node, ray.remote(num_gpus=1)(worker), pg=placement, num_gpus_per_actor=share)
+def _group(worker: type, nodes: int, gpus_per_node: int, placement: Any, gpus_a_layer: int = 1) -> RayActorGroup:
+    """The ranks that share every layer (AutoTP) are given the same micro-batches, and return the same results."""
+    return RayActorGroup(
+        nodes,
+        gpus_per_node,
+        ray.remote(num_gpus=1)(worker),
+        pg=placement,
+        num_gpus_per_actor=SHARED_GPU if placement else 1,
+        duplicate_actors=gpus_a_layer,
+    )
 
 
 def _engines(config: MaestroConfig, device: str, placement: Any) -> list[Any]:

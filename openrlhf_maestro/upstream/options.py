@@ -23,6 +23,18 @@ def openrlhf_arguments(config: MaestroConfig, device: str) -> SimpleNamespace:
     return hierarchize(SimpleNamespace(**flat))
 
 
+def scoring_arguments(config: MaestroConfig, device: str, *, ranks: int, tensor_parallel_size: int) -> SimpleNamespace:
+    """The same for a model that is never trained.
+
+    DeepSpeed wants its batch sizes to come out even over the model's ranks, also where it does not use them.
+    """
+    arguments = openrlhf_arguments(config, device)
+    arguments.train.micro_batch_size = 1
+    arguments.train.batch_size = ranks // tensor_parallel_size
+    arguments.ds.tensor_parallel_size = tensor_parallel_size
+    return arguments
+
+
 def _run(config: MaestroConfig) -> dict[str, Any]:
     checkpoints = config.run_dir / "checkpoints"
     return {
@@ -88,6 +100,8 @@ def _rollout_and_training(config: MaestroConfig) -> dict[str, Any]:
         "vllm.gpu_memory_utilization": vllm.gpu_memory_utilization,
         "train.batch_size": train.batch_size,
         "train.micro_batch_size": train.micro_batch_size,
+        "train.dynamic_batch_enable": train.dynamic_batch_enable,
+        "train.max_tokens_per_gpu": train.max_tokens_per_gpu,
         "train.num_episodes": train.num_episodes,
         "train.max_epochs": train.max_epochs,
         "train.colocate_all": train.colocate_all,
@@ -95,6 +109,7 @@ def _rollout_and_training(config: MaestroConfig) -> dict[str, Any]:
         "rollout.batch_size": rollout.batch_size,
         "rollout.n_samples_per_prompt": rollout.n_samples_per_prompt,
         "rollout.micro_batch_size": rollout.micro_batch_size,
+        "rollout.max_tokens_per_gpu": rollout.max_tokens_per_gpu or train.max_tokens_per_gpu,
         "rollout.max_new_tokens": rollout.max_new_tokens,
         # OpenRLHF's Actor divides every logit by it, the reference answer's too: our forwards do it themselves.
         "rollout.temperature": 1.0,
@@ -113,6 +128,7 @@ def _deepspeed(config: MaestroConfig, device: str) -> dict[str, Any]:
         | _ds_chosen(ds, device)
         | {
             "ds.adam_offload": ds.adam_offload,
+            "ds.tensor_parallel_size": ds.tensor_parallel_size,
             "ds.zpg": ds.zpg,
             "ds.overlap_comm": ds.overlap_comm,
             "ds.grad_accum_dtype": ds.grad_accum_dtype,
@@ -165,10 +181,7 @@ def _not_used(config: MaestroConfig) -> dict[str, Any]:
         "train.colocate_critic_reward": False,
         "train.enable_ema": False,
         "train.ema_beta": 0.992,
-        "train.dynamic_batch_enable": False,
-        "train.max_tokens_per_gpu": 16192,
         "train.async_enable": False,
-        "rollout.max_tokens_per_gpu": None,
         "data.disable_fast_tokenizer": False,
         "algo.advantage.estimator": "group_norm",
         "algo.advantage.is_correction_level": "off",

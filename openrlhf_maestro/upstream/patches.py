@@ -96,6 +96,16 @@ def _with_fp32(original: Any) -> Any:
     return lambda name: torch.float32 if name == "fp32" else original(name)
 
 
+def _tensor_parallel_in_any_precision(original: Any) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        ds = kwargs["args"].ds
+        size, ds.tensor_parallel_size = ds.tensor_parallel_size, 1
+        original(self, *args, **kwargs)
+        self.ds_tensor_parallel_size = ds.tensor_parallel_size = size
+
+    return __init__
+
+
 def _trust_as_configured(original: Any) -> Any:
     """`from_pretrained` of an Auto class, with the configured trust_remote_code whatever the caller says."""
     function = original.__func__
@@ -140,6 +150,13 @@ OPENRLHF = (
         _torch_without_cuda_devices,
         "4b675d5bdab2b09f",
         read="openrlhf.trainer.ppo_utils.replay_buffer:NaiveReplayBuffer.__init__",
+    ),
+    Patch(
+        "openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.__init__",
+        "refuses tensor parallelism in fp32, which works",
+        _tensor_parallel_in_any_precision,
+        "ae914f3cfa3ae011",
+        cpu_only=False,
     ),
     Patch(
         "openrlhf.utils.utils:convert_to_torch_dtype",

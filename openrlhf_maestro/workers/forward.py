@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openrlhf_maestro.objective.tokens import TokenStatistics, token_statistics
+from openrlhf_maestro.rewards import ReferenceBranch
 
 # Options of a model's config that change the logits after the output head, where our head has no logits to change.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Attention kernels that take any mask.
+MASKED_ATTENTION = ("sdpa", "eager")
 
 
 @dataclass
@@ -29,6 +32,7 @@ class TokenForward:
     last_hidden: (
         Tensor | None
     )  # (B, H) fp32, final layer after the final norm, last token that is not padding, detached
+    reference_log_prob: Tensor | None  # (B,) fp32, mean over the reference's tokens, temperature 1; NaN without one
 
 
 def check_supported(model: nn.Module) -> None:
@@ -42,6 +46,23 @@ def check_supported(model: nn.Module) -> None:
             )
 
 
+def check_shared_forward(model: nn.Module) -> None:
+    """Raise ValueError for a model that cannot read a response and its reference branch in one forward."""
+    config: Any = model.config
+    kernel = config._attn_implementation
+    if kernel not in MASKED_ATTENTION:
+        raise ValueError(
+            f"shared_forward needs an attention kernel that takes a 4D mask ({', '.join(MASKED_ATTENTION)}); "
+            f"{kernel} does not. Set ds.attn_implementation: sdpa, or shared_forward: false."
+        )
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if layers != {"full_attention"} or getattr(config, "sliding_window", None) is not None:
+        raise ValueError(
+            f"shared_forward: {type(model).__name__} has layers that do not attend to every earlier token, and a 4D "
+            "mask would make them. Set shared_forward: false."
+        )
+
+
 def token_forward(
     engine: nn.Module,
     sequences: Tensor,
@@ -52,6 +73,7 @@ def token_forward(
     chunk_tokens: int,
     with_entropy: bool = False,
     with_hidden: bool = False,
+    branch: ReferenceBranch | None = None,
 ) -> TokenForward:
     """Log-probs (and entropies) of the masked tokens under softmax(logits / temperature).
 
@@ -63,50 +85,108 @@ def token_forward(
         temperature: the logits' divisor; the sampling temperature for a response, 1 for the reference answer.
         chunk_tokens: tokens whose logits exist at a time.
         with_entropy, with_hidden: whether `entropy` and `last_hidden` are wanted; else they are None.
+        branch: reference answers to read in the same forward, for `reference_log_prob`; else that is None. The model
+            must have passed `check_shared_forward`.
     """
     wanted = action_mask.bool()
-    model = getattr(engine, "module", engine)
-    with _statistics_head(model, sequences, wanted, temperature, chunk_tokens, with_entropy) as seen:
-        positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        output = engine(sequences, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+    rows, columns = wanted.nonzero(as_tuple=True)
+    selections = [_Selection(rows, columns, sequences[:, 1:][wanted], temperature, with_entropy)]
+    token_ids, mask = sequences, attention_mask
+    positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    model: Any = getattr(engine, "module", engine)
+    if branch is not None:
+        selections.append(_select_reference(branch, sequences.shape[1]))
+        token_ids = torch.cat([sequences, branch.token_ids], dim=1)
+        mask = branch_mask(sequences.shape[1], branch, model.dtype)
+        own = torch.arange(branch.token_ids.shape[1], device=positions.device)
+        positions = torch.cat([positions, branch.context[:, None] + own], dim=1)
+    with _statistics_head(model, selections, chunk_tokens) as seen:
+        output = engine(token_ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    # The head's output came back through the model's own forward, so its graph is the model's.
+    log_probs = output["logits"].split([len(selection.targets) for selection in selections])
+    entropy = seen.statistics[0].entropy
     last_hidden = None
     if with_hidden:
         last = attention_mask.long().sum(-1) - 1
         last_hidden = seen.hidden[torch.arange(len(last), device=last.device), last].float()
     return TokenForward(
-        # The head's output came back through the model's own forward, so its graph is the model's.
-        log_probs=_spread(output["logits"], wanted),
-        entropy=_spread(seen.statistics.entropy, wanted) if seen.statistics.entropy is not None else None,
+        log_probs=_spread(log_probs[0], wanted),
+        entropy=_spread(entropy, wanted) if entropy is not None else None,
         last_hidden=last_hidden,
+        reference_log_prob=branch.mean(_spread(log_probs[1], branch.reference_mask.bool())) if branch else None,
     )
+
+
+def branch_mask(width: int, branch: ReferenceBranch, dtype: torch.dtype) -> Tensor:
+    """The additive attention mask of rows [prompt | reasoning | rest of the response | padding | branch | padding].
+
+    The response attends to what is before it, as ever. The branch attends to prompt and reasoning, and causally to
+    itself: neither to the rest of the response, nor is it seen by it. Padding needs no mask of its own: it is on the
+    right of both parts, where nothing that counts looks.
+
+    Args:
+        width: T, columns of prompt + response.
+        branch: L tokens a row.
+        dtype: the model's, of the result.
+
+    Returns:
+        (B, 1, T + L, T + L): 0 where a query (third dimension) attends to a key (fourth), else the lowest number.
+    """
+    index = torch.arange(width + branch.token_ids.shape[1], device=branch.context.device)
+    in_branch = index >= width
+    earlier = index[:, None] >= index
+    same_part = in_branch[:, None] == in_branch
+    context = index < branch.context[:, None]
+    seen = earlier & (same_part | context[:, None])
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+@dataclass
+class _Selection:
+    """N tokens whose statistics are wanted, and where in the (B, T, H) hidden states each is predicted."""
+
+    rows: Tensor  # (N,)
+    columns: Tensor  # (N,)
+    targets: Tensor  # (N,) token ids
+    temperature: float
+    with_entropy: bool
+
+
+def _select_reference(branch: ReferenceBranch, width: int) -> _Selection:
+    """The reference's tokens, at temperature 1, in rows whose branch begins at column `width`."""
+    rows, places = branch.reference_mask.nonzero(as_tuple=True)
+    # The branch's first token is predicted by the last one of the reasoning.
+    columns = torch.where(places > 0, width + places - 1, branch.context[rows] - 1)
+    return _Selection(rows, columns, branch.token_ids[rows, places], temperature=1.0, with_entropy=False)
 
 
 @dataclass
 class _Seen:
-    hidden: Tensor  # (B, T, H) what reached the output head, detached
-    statistics: TokenStatistics
+    hidden: Tensor = field(init=False)  # (B, T, H) what reached the output head, detached
+    statistics: list[TokenStatistics] = field(init=False)  # one a selection
 
 
 @contextmanager
-def _statistics_head(
-    model: Any, sequences: Tensor, wanted: Tensor, temperature: float, chunk_tokens: int, with_entropy: bool
-) -> Iterator[_Seen]:
+def _statistics_head(model: Any, selections: list[_Selection], chunk_tokens: int) -> Iterator[_Seen]:
+    """Within it the output head returns the selected tokens' log-probs, (N,) over all selections, not logits."""
     head = model.get_output_embeddings()
     project = head.forward
-    seen = _Seen.__new__(_Seen)
-    targets = sequences[:, 1:][wanted]
+    seen = _Seen()
 
     def forward(hidden: Tensor) -> Tensor:
         seen.hidden = hidden.detach()
-        seen.statistics = token_statistics(
-            project,
-            hidden[:, :-1][wanted],
-            targets,
-            temperature=temperature,
-            chunk_tokens=chunk_tokens,
-            with_entropy=with_entropy,
-        )
-        return seen.statistics.log_probs
+        seen.statistics = [
+            token_statistics(
+                project,
+                hidden[selection.rows, selection.columns],
+                selection.targets,
+                temperature=selection.temperature,
+                chunk_tokens=chunk_tokens,
+                with_entropy=selection.with_entropy,
+            )
+            for selection in selections
+        ]
+        return torch.cat([statistics.log_probs for statistics in seen.statistics])
 
     head.forward = forward
     try:

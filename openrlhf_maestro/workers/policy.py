@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,19 @@ import torch
 from torch import Tensor
 
 from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.rewards import ReferenceBranch
 from openrlhf_maestro.upstream.actors import log_to_file, plain_class
 from openrlhf_maestro.upstream.device import worker_device
 from openrlhf_maestro.upstream.patches import prepare_process, put_class
 
 prepare_process()
 
-import ray  # noqa: E402
 from openrlhf.trainer.ray import ppo_actor  # noqa: E402
 from openrlhf.utils import get_strategy  # noqa: E402
 
 from openrlhf_maestro.upstream.options import openrlhf_arguments  # noqa: E402
-from openrlhf_maestro.workers.forward import check_supported, token_forward  # noqa: E402
-from openrlhf_maestro.workers.shards import export_shard  # noqa: E402
+from openrlhf_maestro.workers.forward import TokenForward, check_shared_forward, check_supported, token_forward  # noqa: E402
+from openrlhf_maestro.workers.shards import check_heads, export_shards  # noqa: E402
 from openrlhf_maestro.workers.update import PolicyTrainer  # noqa: E402
 from openrlhf_maestro.workers.weights import save_gathered  # noqa: E402
 
@@ -34,7 +35,8 @@ class Features:
     log_probs: Tensor  # (B, T - 1) fp32, of the response tokens at the sampling temperature; the "old" log-probs
     entropy: Tensor  # (B, T - 1) fp32 nats, at the sampling temperature
     hidden: Tensor | None  # (B, H) fp32, the Conductor's context; None where no Conductor reads it
-    reference_log_prob: Tensor | None  # (B,) fp32, mean over the reference answer's tokens, temperature 1
+    reference_log_prob: Tensor | None  # (B,) fp32, mean over the reference's tokens, temperature 1; NaN without one
+    reference_s: float  # seconds of the reference answers' own forward; 0 where they share the response's
 
 
 class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[misc]
@@ -52,6 +54,11 @@ class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[mis
             get_strategy(arguments), config.actor.model_name_or_path, total_updates, vllm_engines
         )
         check_supported(self.actor.model.module)
+        check_heads(self.actor.model.module, config.ds.tensor_parallel_size)
+        perplexity = config.perplexity
+        self.shared_forward = perplexity is not None and perplexity.shared_forward
+        if self.shared_forward:
+            check_shared_forward(self.actor.model.module)
         self.trainer.maestro = config
 
     @torch.no_grad()
@@ -61,50 +68,59 @@ class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[mis
         attention_mask: Tensor,
         action_mask: Tensor,
         with_hidden: bool,
-        reference_sequences: Tensor | None,
-        reference_attention_mask: Tensor | None,
-        reference_mask: Tensor | None,
+        branch: ReferenceBranch | None,
     ) -> Features:
-        """One forward over prompt + response; a second over prompt + reasoning + reference where the latter is given.
+        """One forward over prompt + response; where `branch` is given its reference answers are read as well.
 
-        Shapes as in `token_forward`; the reference's tensors have their own length.
+        They take a second forward, over prompt + reasoning + reference, or under the component's `shared_forward` part
+        in the first. Shapes as in `token_forward`.
         """
         device = torch.cuda.current_device()
         self.actor.eval()
-        response = token_forward(
-            self.actor.model,
-            sequences.to(device),
-            attention_mask.to(device),
-            action_mask.to(device),
+        response = self._forward(
+            sequences,
+            attention_mask,
+            action_mask,
             temperature=self.config.rollout.temperature,
-            chunk_tokens=self.config.ds.logits_chunk_tokens,
             with_entropy=True,
             with_hidden=with_hidden,
+            branch=branch.to(device) if branch is not None and self.shared_forward else None,
         )
-        reference_log_prob = None
-        if reference_sequences is not None and reference_attention_mask is not None and reference_mask is not None:
-            reference_mask = reference_mask.to(device)
-            reference = token_forward(
-                self.actor.model,
-                reference_sequences.to(device),
-                reference_attention_mask.to(device),
-                reference_mask,
-                temperature=1.0,
-                chunk_tokens=self.config.ds.logits_chunk_tokens,
-            )
-            reference_log_prob = (reference.log_probs.sum(-1) / reference_mask.sum(-1)).cpu()
+        reference_log_prob, reference_s = response.reference_log_prob, 0.0
+        if branch is not None and not self.shared_forward:
+            start_s = time.perf_counter()
+            reference_log_prob = branch.mean(self._forward(*branch.rows(sequences), temperature=1.0).log_probs)
+            reference_s = time.perf_counter() - start_s
         self.actor.train()
         assert response.entropy is not None
         return Features(
-            log_probs=response.log_probs.cpu(),
-            entropy=response.entropy.cpu(),
-            hidden=response.last_hidden.cpu() if response.last_hidden is not None else None,
+            log_probs=response.log_probs,
+            entropy=response.entropy,
+            hidden=response.last_hidden,
             reference_log_prob=reference_log_prob,
+            reference_s=reference_s,
         )
 
-    def export_shard(self) -> Any:
-        """An object reference to this rank's part of every parameter, for the reference's synchronisation."""
-        return ray.put(export_shard(self.actor.model.module, torch.distributed.get_rank()))
+    def _forward(self, *tensors: Tensor, **settings: Any) -> TokenForward:
+        """`token_forward` from and to the CPU."""
+        device = torch.cuda.current_device()
+        found = token_forward(
+            self.actor.model,
+            *(tensor.to(device) for tensor in tensors),
+            chunk_tokens=self.config.ds.logits_chunk_tokens,
+            **settings,
+        )
+        moved: dict[str, Any] = {name: None if value is None else value.cpu() for name, value in vars(found).items()}
+        return TokenForward(**moved)
+
+    def export_shards(self) -> dict[int, Any]:
+        """Object references to this rank's part of every parameter, cut for the reference's ranks that need it."""
+        return export_shards(
+            self.actor.model.module,
+            torch.distributed.get_rank(),
+            self.config.ref_world_size,
+            self.config.ds.tensor_parallel_size,
+        )
 
     def save_weights(self, path: Path) -> None:
         """Rank 0 writes the whole policy to a safetensors file (the CPU's way to vLLM)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,9 @@ prepare_process()
 from openrlhf.trainer.ray.launcher import ReferenceModelActor  # noqa: E402
 from openrlhf.utils import get_strategy  # noqa: E402
 
-from openrlhf_maestro.upstream.options import openrlhf_arguments  # noqa: E402
+from openrlhf_maestro.upstream.options import scoring_arguments  # noqa: E402
 from openrlhf_maestro.workers.forward import check_supported, token_forward  # noqa: E402
-from openrlhf_maestro.workers.shards import Shard, load_shard, mix_shards, save_shard  # noqa: E402
+from openrlhf_maestro.workers.shards import check_heads, load_shard, mix_shards, save_shard  # noqa: E402
 
 
 class ReferenceWorker(plain_class(ReferenceModelActor)):  # type: ignore[misc]
@@ -31,9 +32,13 @@ class ReferenceWorker(plain_class(ReferenceModelActor)):  # type: ignore[misc]
 
     def init_model_from_pretrained(self, config: MaestroConfig) -> None:
         self.config = config
-        strategy = get_strategy(openrlhf_arguments(config, worker_device()))
+        size = config.ds.tensor_parallel_size
+        strategy = get_strategy(
+            scoring_arguments(config, worker_device(), ranks=config.ref_world_size, tensor_parallel_size=size)
+        )
         super().init_model_from_pretrained(strategy, config.actor.model_name_or_path)
         check_supported(self.model.model.module)
+        check_heads(self.model.model.module, size)
 
     @torch.no_grad()
     def log_probs(self, sequences: Tensor, attention_mask: Tensor, action_mask: Tensor) -> Tensor:
@@ -49,13 +54,13 @@ class ReferenceWorker(plain_class(ReferenceModelActor)):  # type: ignore[misc]
         )
         return result.log_probs.cpu()
 
-    def mix(self, shards: list[Shard], alpha: float) -> None:
-        """reference <- alpha * policy + (1 - alpha) * reference, from the policy ranks' shards (object references)."""
-        mix_shards(self.model.model.module, shards, alpha)
+    def mix(self, exports: list[dict[int, Any]], alpha: float) -> None:
+        """reference <- alpha * policy + (1 - alpha) * reference, from what the policy's ranks exported."""
+        mix_shards(self.model.model.module, exports, alpha)
 
     def save_state(self, folder: Path) -> None:
         """This rank's part of the reference, which the synchronisation has moved from where it started."""
-        save_shard(self.model.model.module, folder / "reference")
+        save_shard(self.model.model.module, folder / "reference", self.config.ds.tensor_parallel_size)
 
     def load_state(self, folder: Path) -> None:
-        load_shard(self.model.model.module, folder / "reference")
+        load_shard(self.model.model.module, folder / "reference", self.config.ds.tensor_parallel_size)

@@ -1,13 +1,14 @@
-"""Runs the policy and reference workers on given micro-batches: `python drive_workers.py FOLDER` (see test_update.py).
+"""Runs the policy and reference workers on given micro-batches: `python drive_workers.py FOLDER`.
 
-Reads FOLDER/case.pt and FOLDER/model, writes FOLDER/result.pt. A process of its own, because it changes torch and
-OpenRLHF for the CPU and starts Ray.
+Reads FOLDER/case.pt and the models that it names, writes FOLDER/result.pt. A process of its own, because it changes
+torch and OpenRLHF for the CPU and starts Ray. The case's scenarios run one after the other, each on fresh workers.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,73 +20,134 @@ from openrlhf_maestro.launch import ray_settings, worker_environment
 
 def main(folder: Path) -> None:
     case = torch.load(folder / "case.pt", weights_only=False)
-    config = MaestroConfig.model_validate(case["config"])
-    os.environ.update(worker_environment(config, "cpu"))
+    configs = {name: MaestroConfig.model_validate(config) for name, config in case["configs"].items()}
+    first = next(iter(configs.values()))
+    os.environ.update(worker_environment(first, "cpu"))
     import ray
 
-    ray.init(**ray_settings(config, "cpu") | {"num_gpus": 6, "num_cpus": 8})
+    ray.init(**ray_settings(first, "cpu") | {"num_gpus": 64, "num_cpus": 64})
     try:
-        torch.save(drive(case, config, folder), folder / "result.pt")
+        result = {name: Scenario(case, config, folder / name).run() for name, config in configs.items()}
+        torch.save(result, folder / "result.pt")
     finally:
         ray.shutdown()
 
 
-def drive(case: dict[str, Any], config: MaestroConfig, folder: Path) -> dict[str, Any]:
+class Scenario:
+    """One policy and one reference: features, then updates each followed by a synchronisation, then a resume."""
+
+    def __init__(self, case: dict[str, Any], config: MaestroConfig, folder: Path) -> None:
+        import ray
+
+        from openrlhf_maestro.upstream.patches import prepare_process
+
+        prepare_process()
+        from openrlhf_maestro.workers.policy import PolicyWorker
+        from openrlhf_maestro.workers.reference import ReferenceWorker
+
+        folder.mkdir()
+        self.case, self.folder = case, folder
+        shared = config.ds.tensor_parallel_size
+        self.policy = start(PolicyWorker, config.actor_world_size, shared)
+        self.reference = start(ReferenceWorker, config.ref_world_size, shared)
+        loading = self.policy.async_init_model_from_pretrained(config, 100, [])
+        ray.get(loading + self.reference.async_init_model_from_pretrained(config))
+
+    def run(self) -> dict[str, Any]:
+        import ray
+
+        result: dict[str, Any] = {"features": [vars(item) for item in self.features()]}
+        result["reference"] = [self.reference_state("start")]
+        result["updates"] = []
+        ray.get([actor.__ray_call__.remote(count_forwards) for actor in self.policy._actor_handlers])
+        for number in range(self.case["updates"]):
+            if number == 1:
+                ray.get(self.call("save_state", self.folder))
+                counted = [actor.__ray_call__.remote(forwards) for actor in self.policy._actor_handlers]
+                result["forwards"] = ray.get(counted)
+            result["updates"].append(self.update(str(number)))
+            self.synchronise()
+            result["reference"].append(self.reference_state(str(number)))
+        ray.get(self.call("load_state", self.folder))
+        result["resumed"] = {"reference": self.reference_state("resumed"), "update": self.update("resumed")}
+        for actor in self.policy._actor_handlers + self.reference._actor_handlers:
+            ray.kill(actor)
+        return result
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        return [
+            reference
+            for group in (self.policy, self.reference)
+            for reference in group.async_run_method(method, *arguments)
+        ]
+
+    def features(self) -> list[Any]:
+        return results(self.policy, "features", **self.case["features"])
+
+    def update(self, name: str) -> dict[str, Any]:
+        import ray
+        from openrlhf.trainer.ppo_utils.experience import Experience
+        from safetensors.torch import load_file
+
+        batches = [Experience(**batch) for batch in self.case["micro_batches"]]
+        ray.get(self.policy.async_run_method_batch("append", experience=batches))
+        status = ray.get(self.policy.async_run_method("fit", kl_ctl=self.case["beta"]))[0]
+        path = self.folder / f"policy {name}.safetensors"
+        ray.get(self.policy.async_run_method("save_weights", path))
+        return {"status": status, "weights": load_file(path)}
+
+    def synchronise(self) -> None:
+        import ray
+
+        exports = ray.get(self.policy.async_run_method("export_shards"))
+        ray.get(self.reference.async_run_method("mix", exports, self.case["alpha"]))
+
+    def reference_state(self, name: str) -> dict[str, Any]:
+        """Its weights, gathered, and what it says of the responses."""
+        import ray
+        from safetensors.torch import load_file
+
+        path = self.folder / f"reference {name}.safetensors"
+        write = partial(save_reference, path=path)
+        ray.get([actor.__ray_call__.remote(write) for actor in self.reference._actor_handlers])
+        tensors = {name: self.case["features"][name] for name in ("sequences", "attention_mask", "action_mask")}
+        return {"weights": load_file(path), "log_probs": results(self.reference, "log_probs", **tensors)}
+
+
+def start(worker: type, ranks: int, shared: int) -> Any:
+    import ray
+    from openrlhf.trainer.ray.launcher import RayActorGroup
+
+    actor = ray.remote(num_gpus=1)(worker)
+    return RayActorGroup(1, ranks, actor, pg=None, num_gpus_per_actor=1, duplicate_actors=shared)
+
+
+def results(group: Any, method: str, **batched: list[Any]) -> list[Any]:
+    """One result a micro-batch, in order."""
     import ray
 
-    from openrlhf_maestro.upstream.patches import prepare_process
-
-    prepare_process()
-    from openrlhf.trainer.ray.launcher import RayActorGroup
-    from safetensors.torch import load_file
-
-    from openrlhf_maestro.workers.policy import PolicyWorker
-    from openrlhf_maestro.workers.reference import ReferenceWorker
-
-    def group(worker: type, ranks: int) -> Any:
-        return RayActorGroup(1, ranks, ray.remote(num_gpus=1)(worker), pg=None, num_gpus_per_actor=1)
-
-    def flat(references: list[Any]) -> list[Any]:
-        return [item for chunk in ray.get(references) for item in chunk]
-
-    other = MaestroConfig.model_validate(case["other_config"])
-    policies = {"two ranks": (group(PolicyWorker, 2), config), "one rank": (group(PolicyWorker, 1), other)}
-    references = {"one rank": group(ReferenceWorker, 1), "two ranks": group(ReferenceWorker, 2)}
-    loading = []
-    for policy, its_config in policies.values():
-        loading += policy.async_init_model_from_pretrained(its_config, 100, [])
-    for reference in references.values():
-        loading += reference.async_init_model_from_pretrained(config)
-    ray.get(loading)
-
-    result: dict[str, Any] = {"updates": {}, "reference": {}}
-    first, _ = policies["two ranks"]
-    features = flat(first.async_run_method_batch("features", **case["features"]))
-    result["features"] = [vars(item) for item in features]
-    for name, (policy, _) in policies.items():
-        updates = []
-        for number in range(case["updates"]):
-            ray.get(policy.async_run_method_batch("append", experience=micro_batches(case)))
-            status = ray.get(policy.async_run_method("fit", kl_ctl=case["beta"]))[0]
-            path = folder / f"{name} {number}.safetensors"
-            ray.get(policy.async_run_method("save_weights", path))
-            updates.append({"status": status, "weights": load_file(path)})
-        result["updates"][name] = updates
-    shards = ray.get(first.async_run_method("export_shard"))
-    tensors = {name: case["features"][name] for name in ("sequences", "attention_mask", "action_mask")}
-    for name, reference in references.items():
-        seen = [flat(reference.async_run_method_batch("log_probs", **tensors))]
-        for _ in range(2):
-            ray.get(reference.async_run_method("mix", shards, case["alpha"]))
-            seen.append(flat(reference.async_run_method_batch("log_probs", **tensors)))
-        result["reference"][name] = seen
-    return result
+    chunks = ray.get(group.async_run_method_batch(method, **batched))
+    return [item for chunk in chunks[:: group.duplicate_actors] for item in chunk]
 
 
-def micro_batches(case: dict[str, Any]) -> list[Any]:
-    from openrlhf.trainer.ppo_utils.experience import Experience
+def save_reference(worker: Any, path: Path) -> None:
+    from openrlhf_maestro.workers.weights import save_gathered
 
-    return [Experience(**batch) for batch in case["micro_batches"]]
+    save_gathered(worker.model.model.module, path)
+
+
+def count_forwards(worker: Any) -> None:
+    worker.forwards = 0
+
+    def count(*_: Any) -> None:
+        worker.forwards += 1
+
+    worker.actor.model.module.register_forward_pre_hook(count)
+
+
+def forwards(worker: Any) -> int:
+    """Since `count_forwards`."""
+    return worker.forwards
 
 
 if __name__ == "__main__":

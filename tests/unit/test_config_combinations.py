@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from openrlhf_maestro.config.components import LengthComponent
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.errors import ConfigError
 from openrlhf_maestro.upstream.device import check_device_options
@@ -41,12 +43,65 @@ def test_what_a_cpu_cannot_do(sections: dict[str, Any], option: str) -> None:
     check_device_options(config, "cuda")
 
 
-def test_a_kind_of_component_is_used_once() -> None:
-    components = [{"kind": "length"}, {"kind": "length", "name": "short", "l_max": 10}]
-    with pytest.raises(ValidationError, match="two components are of kind length"):
-        make_config(rewards={"components": components})
+def test_only_components_with_a_forward_of_their_own_are_used_once() -> None:
+    lengths = [{"kind": "length"}, {"kind": "length", "name": "short", "l_max": 10}]
+    assert make_config(rewards={"components": lengths}).component_names == ["length", "short"]
+    perplexities = [{"kind": "perplexity"}, {"kind": "perplexity", "name": "again"}]
+    with pytest.raises(ValidationError, match="two components are of kind perplexity"):
+        make_config(rewards={"components": perplexities})
+
+
+@pytest.mark.parametrize("gate", ["fromat", "length"])
+def test_a_gate_is_another_component(gate: str) -> None:
+    with pytest.raises(ValidationError, match=rf"gate of length is {gate}, which is not another component \(format\)"):
+        make_config(rewards={"components": [{"kind": "format"}, {"kind": "length", "gate": gate}]})
+
+
+def test_a_parameter_is_the_data_sources_own_or_else_the_general_one() -> None:
+    length = LengthComponent.model_validate(
+        {"l_min": 10, "by_datasource": {"stories": {"l_max": 400}, "sums": {"l_min": 0}}}
+    )
+    assert length.limits("other", 100) == (10, 100)
+    assert length.limits("stories", 100) == (10, 400)
+    assert length.limits("sums", 100) == (0, 100)
+    assert LengthComponent().limits("other", 100) == (50, 100)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"l_min": 20, "l_max": 20}, r"l_min \(20\) must be below l_max \(20"),
+        ({"l_min": 1024}, r"l_min \(1024\) must be below l_max \(1024"),
+        ({"l_min": 50, "by_datasource": {"sums": {"l_max": 40}}}, r"l_min of sums \(50\) must be below l_max \(40"),
+    ],
+)
+def test_length_limits_are_in_order_for_every_data_source(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make_config(rewards={"components": [{"kind": "format"}, {"kind": "length"} | parameters]})
 
 
 def test_a_colocated_preference_model_has_at_most_as_many_ranks_as_the_policy() -> None:
     with pytest.raises(ValidationError, match=r"train\.colocate_all has a place for 1 ranks"):
         make_config(train={"colocate_all": True}, reward={"model_name_or_path": "preference", "num_gpus_per_node": 2})
+
+
+def mixture(probs: str, dataset: str = "a.jsonl, b.jsonl,") -> MaestroConfig:
+    return make_config(data={"prompt_dataset": dataset, "prompt_probs": probs})
+
+
+def test_shares_of_sources_are_exact_and_brought_to_sum_1() -> None:
+    assert make_config().data.probs is None
+    assert mixture("0.7,0.3").data.probs == (Fraction(7, 10), Fraction(3, 10))
+    assert mixture("2, 1").data.probs == mixture("2/3,1/3").data.probs == (Fraction(2, 3), Fraction(1, 3))
+
+
+@pytest.mark.parametrize("probs", ["0.7,x", "0.5,0", "0.5,-0.5", "nan,1", "inf,1", "1/0,1", "", ","])
+def test_shares_of_sources_are_numbers_above_0(probs: str) -> None:
+    with pytest.raises(ValidationError, match=r"prompt_probs .* should be numbers above 0 by commas"):
+        mixture(probs)
+
+
+@pytest.mark.parametrize("probs", ["1", "0.2,0.3,0.5"])
+def test_there_is_a_share_for_each_source(probs: str) -> None:
+    with pytest.raises(ValidationError, match="shares for the 2 sources of prompt_dataset"):
+        mixture(probs)

@@ -117,6 +117,98 @@ def test_yaml_anchors_and_merge_keys_work(tmp_path: Path) -> None:
     assert config.ref.offload is True and config.reward.offload is False
 
 
+# Files that extend others.
+
+
+def write_files(tmp_path: Path, files: dict[str, str]) -> str:
+    """Writes them and returns the last."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return str(tmp_path / list(files)[-1])
+
+
+def test_a_file_lays_its_options_over_those_of_the_files_it_extends(tmp_path: Path) -> None:
+    file = write_files(
+        tmp_path,
+        {
+            "base.yaml": "train: {seed: 1, num_episodes: 3}\nactor:\n  adam: {lr: 1e-4, eps: 1e-6}\n"
+            "conductor: {kind: fixed, weights: {format: 1, length: 1}}\n"
+            "rewards: {components: [{kind: format}, {kind: length, l_min: 10}]}\nrollout: {temperature: 0.5}\n",
+            "models/small.yaml": "extends: ../base.yaml\ntrain: {seed: 2}\nrollout:\nrewards: {max_missing_rate: 0.5}\n"
+            "conductor: {weights: {format: 1, length: 3}}\n",
+            "runs/run.yaml": f"extends: {tmp_path}/models/small.yaml\nactor: {{adam: {{lr: 1e-3}}}}\n"
+            "rewards: {components: [{kind: length}, {kind: format}]}\n",
+        },
+    )
+    config = load("--config", file, "--train.num_episodes=4")
+    assert (config.train.seed, config.train.num_episodes, config.rollout.temperature) == (2, 4, 0.5)
+    assert (config.actor.adam.lr, config.actor.adam.eps) == (1e-3, 1e-6)
+    # Lists and mappings are replaced whole: l_min is gone, the other options of `rewards` stay.
+    assert [component.model_dump(exclude_unset=True) for component in config.rewards.components] == [
+        {"kind": "length"},
+        {"kind": "format"},
+    ]
+    assert config.rewards.max_missing_rate == 0.5
+    assert config.conductor.weights == {"format": 1.0, "length": 3.0}
+
+
+def test_what_is_written_of_a_configuration_extends_nothing(tmp_path: Path) -> None:
+    file = write_files(tmp_path, {"base.yaml": "train: {seed: 5}", "run.yaml": "extends: base.yaml"})
+    config = load("--config", file)
+    written = tmp_path / "elsewhere.yaml"
+    written.write_text(to_yaml(config))
+    assert "extends" not in written.read_text()
+    assert load_config(MaestroConfig, ["--config", str(written)]) == config
+
+
+# (files, what the message must say; {} is their folder)
+EXTENDING = {
+    "unknown option in the base": (
+        {"base.yaml": "train: {sed: 1}", "run.yaml": "extends: base.yaml"},
+        ["`train.sed` in {}/base.yaml", "`train.seed`"],
+    ),
+    "unknown option in the file itself": (
+        {"base.yaml": "train: {seed: 1}", "run.yaml": "extends: base.yaml\ntrain: {sed: 1}"},
+        ["`train.sed` in {}/run.yaml"],
+    ),
+    "wrong value in the base": (
+        {"base.yaml": "train: {seed: x}", "run.yaml": "extends: base.yaml\ntrain: {num_episodes: 1}"},
+        ["`train.seed` in {}/base.yaml"],
+    ),
+    "wrong value over a right one": (
+        {"base.yaml": "train: {seed: 1}", "run.yaml": "extends: base.yaml\ntrain: {seed: x}"},
+        ["`train.seed` in {}/run.yaml"],
+    ),
+    "a section that is none in the base": (
+        {"base.yaml": "train: 3", "run.yaml": "extends: base.yaml\ntrain: {seed: 1}"},
+        ["`train` in {}/base.yaml is 3"],
+    ),
+    "no such base": ({"run.yaml": "extends: bse.yaml"}, ["`extends: bse.yaml` in {}/run.yaml: there is no such file"]),
+    "base that is not YAML": (
+        {"base.yaml": "a: [", "run.yaml": "extends: base.yaml"},
+        ["{}/base.yaml is not valid YAML"],
+    ),
+    "two bases": ({"run.yaml": "extends: [a.yaml, b.yaml]"}, ['`extends` in {}/run.yaml is ["a.yaml", "b.yaml"]']),
+    "no base": ({"run.yaml": "extends:"}, ["`extends` in {}/run.yaml is null"]),
+    "itself": ({"run.yaml": "extends: run.yaml"}, ["`extends: run.yaml` in {}/run.yaml", "leads back to itself"]),
+    "a circle": (
+        {"a.yaml": "extends: sub/b.yaml", "sub/b.yaml": "extends: ../run.yaml", "run.yaml": "extends: a.yaml"},
+        ["`extends: ../run.yaml` in {}/sub/b.yaml", "leads back to itself"],
+    ),
+    "inside a section": ({"run.yaml": "train: {extends: a}"}, ["`train.extends` in {}/run.yaml is not an option"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EXTENDING)
+def test_the_message_names_the_file_in_which_the_fault_is(case: str, tmp_path: Path) -> None:
+    files, fragments = EXTENDING[case]
+    message = message_of("--config", write_files(tmp_path, files))
+    assert_is_one_short_paragraph(message.replace(str(tmp_path), ""))
+    for fragment in fragments:
+        assert fragment.replace("{}", str(tmp_path)) in message
+
+
 # The corpus of malformed configurations: (file, command line, what the message must say).
 FILES = {
     "unknown section": ("rolout: {batch_size: 18}", "`rolout` in", "`rollout`"),
@@ -124,7 +216,7 @@ FILES = {
     "option in the wrong section": ("train: {lr: 1e-5}", "`train.lr` in", "`actor.adam.lr`"),
     "unknown nested option": ("actor: {adam: {beta: [0.9, 0.9]}}", "`actor.adam.beta`", "`actor.adam.betas`"),
     "unknown nested section": ("train: {adam: {lr: 1}}", "`train.adam`", "`actor.adam`"),
-    "option of a list item": ("rewards: {components: [{kind: length, lmax: 3}]}", "item 0: `lmax`", "`l_max`"),
+    "option of a list item": ("rewards: {components: [{kind: length, lmax: 3}]}", "item 0 (length): `lmax`", "`l_max`"),
     "option of no likeness": ("zzqq: 1", "`zzqq`", "--help"),
     "number as a key": ("3: 4", "`3` in"),
     "option at the top level": ("model_name_or_path: x", "`model_name_or_path`", "`actor.model_name_or_path`"),
@@ -163,7 +255,7 @@ FILES = {
     "text in a mapping of numbers": ("conductor: {weights: {format: x}}", "`conductor.weights.format` in", "a number"),
     "no components": ("rewards: {components: []}", "`rewards.components` in", "at least 1 item"),
     "component as a text": ("rewards: {components: [format]}", "`rewards.components[0]` in", "{kind: format}"),
-    "component without a kind": ("rewards: {components: [{name: x}]}", "`rewards.components[0].kind` in", "not set"),
+    "component without a kind": ("rewards: {components: [{name: x}]}", "`rewards.components[0]` in", "has no kind"),
     "component twice": ("rewards: {components: [{kind: format}, {kind: format}]}", "two components are called format"),
     "template without a place": ("data: {input_template: hello}", "`data.input_template` in", "{}"),
     "empty name": ("run: {name: ''}", "`run.name` in", "at least 1 character"),
@@ -187,8 +279,13 @@ COMMAND_LINES = {
     "word for a switch": (["--train.colocate_all", "maybe"], "--train.colocate_all is", "true or false"),
     "value that is not YAML": (["--rewards.components", "["], "--rewards.components [:", "not YAML"),
     "key twice in a value": (["--conductor.weights", "{a: 1, a: 2}"], "--conductor.weights", "written twice"),
-    "wrong kind of component": (["--rewards.components", "[{kind: fmt}]"], "--rewards.components[0].kind", "'format'"),
-    "unknown key in a value": (["--rewards.components", "[{kid: x}]"], "--rewards.components, item 0", "`kind`"),
+    "wrong kind of component": (["--rewards.components", "[{kind: fmt}]"], "[0] has kind `fmt`", "`format`"),
+    "no kind of component": (["--rewards.components", "[{kid: x}]"], "--rewards.components[0] has no kind", "format,"),
+    "unknown key in a value": (
+        ["--rewards.components", "[{kind: length, lmax: 3}]"],
+        "--rewards.components, item 0 (length): `lmax`",
+        "`l_max`",
+    ),
     "text for a number": (["--train.seed", "x"], '--train.seed is "x"', "whole number"),
     "number for a list": (["--actor.eps_clip_low_high", "0.2"], "--actor.eps_clip_low_high is 0.2", "a list"),
     "too few values": (["--actor.eps_clip_low_high", "[0.2]"], "--actor.eps_clip_low_high is [0.2]", "2 values"),

@@ -1,18 +1,13 @@
-"""The generated reference page and the YAMLs in examples/configs."""
+"""The generated reference page."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
 from openrlhf_maestro.config.fields import options
-from openrlhf_maestro.config.load import load_config
 from openrlhf_maestro.config.reference import PAGE, page
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.config.sft import SftConfig
-
-CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 
 
 def rows() -> dict[str, list[str]]:
@@ -58,13 +53,3 @@ def test_the_items_of_a_list_option_have_their_own_table() -> None:
 def test_nothing_but_the_schema_is_in_the_page() -> None:
     declared = {known.name for cls in (MaestroConfig, SftConfig) for known in options(cls)}
     assert {name for name in rows() if "[]" not in name} == declared
-
-
-def test_the_quick_start_is_among_the_shipped_configurations() -> None:
-    assert (CONFIGS / "quick_start.yaml").is_file()
-
-
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)
-def test_shipped_configurations_load_and_set_nothing_that_has_no_effect(file: Path) -> None:
-    config = load_config(SftConfig if "sft" in file.name else MaestroConfig, ["--config", str(file)])
-    assert not isinstance(config, MaestroConfig) or config.notes() == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import math
 import re
 import shlex
 import textwrap
@@ -21,9 +20,8 @@ from openrlhf_maestro.config.load import ConfigError, load_config
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.config.sft import SftConfig
 from openrlhf_maestro.data.prompts import Prompt
-from openrlhf_maestro.rewards import components
 from openrlhf_maestro.rollout.responses import Response
-from openrlhf_maestro.trainer.batch import Rollout, Scored
+from openrlhf_maestro.trainer.batch import Rollout, Scored, TokenValues
 from openrlhf_maestro.trainer.metrics import Stopwatch, step_metrics
 from openrlhf_maestro.trainer.run_dir import rollout_columns
 
@@ -78,14 +76,20 @@ def scored() -> Scored:
         hidden=torch.zeros(2, 3),
         scalar=each,
         advantages=each,
-        constant=torch.tensor([True]),
+        constant=torch.tensor([True, True]),
+        spread=each,
         truncated=torch.tensor([False, False]),
         response_tokens=torch.tensor([2, 2]),
         mean_entropy=each,
         kl=each,
+        kl_penalty=each,
         policy_loss_tokens=torch.tensor([2, 2]),
         logprob_diff_mean=each,
         logprob_diff_max=each,
+        tokens=TokenValues(*[torch.zeros(2, 3)] * 4, ref_log_probs=None),
+        missing_reasons={},
+        reward_s=dict.fromkeys(NAMES, 0.0),
+        reward_wait_s=0.0,
     )
 
 
@@ -276,6 +280,7 @@ def documented_configurations() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in documented_configurations()])
 def test_documented_configurations_are_accepted_and_have_no_dead_option(text: str, tmp_path: Path) -> None:
     assert isinstance(yaml.safe_load(text), dict)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")  # for those that extend a shipped one
     file = tmp_path / "config.yaml"
     file.write_text(text)
     assert load_config(MaestroConfig, ["--config", str(file)]).notes() == []
@@ -332,16 +337,3 @@ def test_options_named_in_the_pages_exist() -> None:
     assert len(named) > 40
     unknown = {(page, name) for page, name in named if name not in declared}
     assert {name for _, name in unknown} <= set(refused_options()), unknown
-
-
-# ── the example of data.md ──
-
-
-def test_the_example_of_a_new_component_works() -> None:
-    definition, entry = blocks(DOCS / "data.md", "python")
-    scope = dict(vars(components)) | {"answer_text": importlib.import_module("openrlhf_maestro.rewards").answer_text}
-    exec(definition, scope)
-    component = eval(entry, scope)
-    texts = ["<think>a</think><answer>Yes.</answer>", "<think>a</think><answer>Yes</answer>", "Yes."]
-    features = components.Features(texts=texts, lengths=[5, 5, 2])
-    assert components.score_components([component], features).tolist() == [[1.0], [0.0], [-math.inf]]

@@ -142,6 +142,41 @@ def test_several_sources_follow_each_other(tmp_path: Path) -> None:
     assert [(prompt.datasource, prompt.row) for prompt in prompts] == [("a", 1), ("a", 2), ("b", 1)]
 
 
+def data_sources(*sources: Path | str) -> list[tuple[str, int]]:
+    prompts = load(",".join(map(str, sources)))
+    return [(prompt.datasource, prompt.source_index) for prompt in prompts]
+
+
+def test_rows_of_a_mixture_that_name_no_data_source_have_the_name_of_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("physics", "shards", "tales"):
+        (tmp_path / folder).mkdir()
+    own = write_jsonl(tmp_path / "own.jsonl", [*pairs(1, datasource="theirs"), *pairs(1, datasource="")])
+    train = write_csv(tmp_path / "physics" / "train.csv", pairs(1))
+    write_parquet(tmp_path / "shards" / "train-00000-of-00002.parquet", pairs(1))
+    write_parquet(tmp_path / "shards" / "train-00001-of-00002.parquet", pairs(1))
+    write_jsonl(tmp_path / "tales" / "anything.jsonl", pairs(1))
+    shard = tmp_path / "shards" / "train-00001-of-00002.parquet"
+    assert data_sources(own, train, tmp_path / "shards", f"{tmp_path / 'tales'}/", shard) == [
+        ("theirs", 0), ("own", 0), ("physics", 1), ("shards", 2), ("shards", 2), ("tales", 3), ("shards", 4)
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path / "physics")
+    assert data_sources("train.csv", "../tales", ".") == [("physics", 0), ("tales", 1), ("physics", 2)]
+
+
+def test_a_hub_data_set_in_a_mixture_has_its_name_without_the_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_hub(monkeypatch, lambda name: ["train"])
+    file = write_jsonl(tmp_path / "rows.v2.jsonl", pairs(1))
+    assert data_sources("owner/name-1.5", file) == [("name-1.5", 0)] * 2 + [("rows.v2", 1)]
+
+
+def test_a_source_alone_stays_the_default_data_source(tmp_path: Path) -> None:
+    assert data_sources(write_jsonl(tmp_path / "physics.jsonl", pairs(1))) == [("default", 0)]
+
+
 def test_a_data_set_saved_by_the_datasets_library_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_list(pairs(3))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -11,10 +13,12 @@ from hypothesis import strategies as st
 from openrlhf_maestro.data import DataError, Prompt, PromptLoader
 
 
-def prompts(count: int) -> list[Prompt]:
+def prompts(*sizes: int) -> list[Prompt]:
+    """Rows 1, 2, ... of one source after the other, their numbers going on."""
+    indices = [index for index, size in enumerate(sizes) for _ in range(size)]
     return [
-        Prompt(id=str(n), text=str(n), messages=(), reference=None, datasource="default", source="here", row=n + 1)
-        for n in range(count)
+        Prompt(str(n), str(n), (), None, "default", "here", row=n + 1, source_index=index)
+        for n, index in enumerate(indices)
     ]
 
 
@@ -82,3 +86,78 @@ def test_a_step_there_is_not(step: int) -> None:
 def test_too_few_prompts_name_the_sizes() -> None:
     with pytest.raises(DataError, match=r"17 prompts do not fill one step of rollout.batch_size 18"):
         PromptLoader(prompts(17), 18, seed=0, num_episodes=2)
+
+
+# Mixtures.
+
+
+def shares(*texts: str) -> tuple[Fraction, ...]:
+    return tuple(map(Fraction, texts))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "probs", "quotas"),
+    [
+        ((6, 4), ("1/2", "1/2"), (4, 4)),  # the second has 4, so a pass has 8
+        ((7, 3), ("0.7", "0.3"), (7, 3)),  # these shares already: nothing is left out
+        ((20, 3), ("0.7", "0.3"), (7, 3)),
+        ((20, 4), ("0.7", "0.3"), (9, 4)),  # 4 / 0.3 = 13.33, and 0.7 of it is 9.33
+        ((5, 100, 50), ("0.1", "0.8", "0.1"), (5, 40, 5)),
+    ],
+)
+def test_a_pass_is_the_largest_with_the_shares_in_which_no_prompt_comes_twice(
+    sizes: tuple[int, ...], probs: tuple[str, ...], quotas: tuple[int, ...]
+) -> None:
+    loader = PromptLoader(prompts(*sizes), 1, seed=3, num_episodes=2, probs=shares(*probs))
+    assert len(loader) == 2 * sum(quotas)
+    for episode in range(2):
+        batches = [loader.batch(step) for step in range(episode * sum(quotas), (episode + 1) * sum(quotas))]
+        seen = [prompt for (prompt,) in batches]
+        assert len({prompt.row for prompt in seen}) == len(seen)
+        assert Counter(prompt.source_index for prompt in seen) == dict(enumerate(quotas))
+
+
+def test_the_order_of_a_mixture_is_the_same_on_every_machine_and_from_any_step_on() -> None:
+    def loader() -> PromptLoader:
+        return PromptLoader(prompts(6, 4), 4, seed=42, num_episodes=2, probs=shares("1/2", "1/2"))
+
+    expected = [[3, 5, 10, 1], [7, 8, 4, 9], [8, 2, 4, 7], [10, 9, 6, 3]]
+    assert [rows(loader(), step) for step in (3, 1, 0, 2)] == [expected[step] for step in (3, 1, 0, 2)]
+
+
+def test_sources_are_mixed_within_a_pass() -> None:
+    loader = PromptLoader(prompts(500, 5000), 100, seed=0, num_episodes=1, probs=shares("1/2", "1/2"))
+    counts = [sum(prompt.source_index for prompt in loader.batch(step)) for step in range(len(loader))]
+    # Hypergeometric, 50 expected, standard deviation 4.7: five of them.
+    assert sum(counts) == 500 and all(abs(count - 50) < 24 for count in counts)
+
+
+def test_every_prompt_of_a_source_too_large_for_its_share_has_the_same_chance() -> None:
+    seen: Counter[int] = Counter()
+    loader = PromptLoader(prompts(2, 6), 4, seed=1, num_episodes=3000, probs=shares("1/2", "1/2"))
+    for step in range(len(loader)):
+        seen.update(rows(loader, step))
+    assert seen[1] == seen[2] == 3000
+    # Two of six in each of 3000 passes: 1000 expected, standard deviation 25.8, five of them.
+    assert all(abs(seen[row] - 1000) < 130 for row in range(3, 9))
+
+
+def test_without_shares_the_sources_of_a_mixture_are_one_set_of_prompts() -> None:
+    assert rows(PromptLoader(prompts(4, 2), 6, 42, 1), 0) == rows(PromptLoader(prompts(6), 6, 42, 1), 0)
+
+
+@pytest.mark.parametrize(("sizes", "probs"), [((5, 0), ("1/2", "1/2")), ((10, 1000), ("0.999", "0.001"))])
+def test_a_mixture_in_which_a_source_is_absent_is_refused(sizes: tuple[int, ...], probs: tuple[str, ...]) -> None:
+    message = f"have {sizes[0]}, {sizes[1]} usable prompts, and by data.prompt_probs a pass would have .* 0 of them"
+    with pytest.raises(DataError, match=message):
+        PromptLoader(prompts(*sizes), 1, seed=0, num_episodes=1, probs=shares(*probs))
+
+
+def test_a_pass_of_a_mixture_that_fills_no_step_is_refused_with_its_own_size() -> None:
+    with pytest.raises(DataError, match=r"8 prompts do not fill one step of rollout.batch_size 9"):
+        PromptLoader(prompts(6, 4), 9, seed=0, num_episodes=1, probs=shares("1/2", "1/2"))
+
+
+def test_keys_tell_prompts_of_the_same_id_and_row_apart() -> None:
+    one, other = Prompt("7", "", (), None, "a", "a/rows.jsonl", 1), Prompt("7", "", (), None, "b", "b/rows.jsonl", 1)
+    assert one.key == "7#1" and replace(other, source_index=1).key != one.key

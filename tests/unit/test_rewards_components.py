@@ -1,26 +1,72 @@
-"""Kinds of component: raw scores, faults and missing scores, normalisation."""
+"""Kinds of component: raw scores, faults and missing scores, gates, normalisation."""
 
+import asyncio
 import math
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from openrlhf_maestro.rewards import KINDS, Features, make_component, normalize, score_components, summarize
+from openrlhf_maestro.config.components import ComponentSection
+from openrlhf_maestro.config.fields import options
+from openrlhf_maestro.config.sections import RewardsSection
+from openrlhf_maestro.rewards import (
+    KINDS,
+    Component,
+    Context,
+    Features,
+    Group,
+    MeasuredScorer,
+    apply_gates,
+    make_components,
+    normalize,
+    summarize,
+)
 
 NAN, INF = math.nan, math.inf
 GOOD, BROKEN = "<think>r</think><answer>4</answer>", "<think>r</think><answer>4"
 
 
-def column(kind: str, **features) -> list[float]:
-    return score_components([make_component(kind)], Features(**features))[:, 0].tolist()
+def sections(*items: dict[str, Any]) -> tuple[ComponentSection, ...]:
+    return RewardsSection.model_validate({"components": items}).components
+
+
+def make(*items: dict[str, Any] | str) -> list[Component]:
+    return make_components(
+        sections(*({"kind": item} if isinstance(item, str) else item for item in items)), Context(max_new_tokens=40)
+    )
+
+
+def measured(kind: str, **features: Any) -> list[float]:
+    scorer = make(kind)[0].scorer
+    assert isinstance(scorer, MeasuredScorer)
+    return scorer.score(Features(**features)).tolist()
+
+
+def group(responses: list[str], lengths: list[int], **changes: Any) -> Group:
+    values: dict[str, Any] = {
+        "prompt": "How many fig are in: fig pear fig kiwi?",
+        "rendered_prompt": "",
+        "queries": responses,
+        "responses": responses,
+        "token_ids": [[7] * length for length in lengths],
+        "truncated": [False] * len(responses),
+    }
+    return Group(**(values | changes))
+
+
+def from_text(item: dict[str, Any], of: Group) -> list[Any]:
+    scorer = make(item)[0].scorer
+    assert not isinstance(scorer, MeasuredScorer)
+    return list(asyncio.run(scorer.score(of)))
 
 
 def test_format() -> None:
-    assert column("format", texts=[GOOD, BROKEN, ""], lengths=[9, 8, 0]) == [1.0, 0.0, 0.0]
+    assert from_text({"kind": "format"}, group([GOOD, BROKEN, ""], [9, 8, 0])) == [1.0, 0.0, 0.0]
 
 
 def test_perplexity_is_minus_nll_and_a_broken_format_is_the_responses_fault() -> None:
-    scores = column(
+    scores = measured(
         "perplexity",
         texts=[GOOD, BROKEN, GOOD, BROKEN, GOOD],
         lengths=[9] * 5,
@@ -32,7 +78,7 @@ def test_perplexity_is_minus_nll_and_a_broken_format_is_the_responses_fault() ->
 
 @pytest.mark.parametrize(("kind", "sign"), [("entropy", 1.0), ("neg_entropy", -1.0)])
 def test_entropy_and_its_opposite(kind: str, sign: float) -> None:
-    scores = column(
+    scores = measured(
         kind,
         texts=["a", "b", " \n", "", "c", "d"],
         lengths=[3, 3, 2, 0, 3, 3],
@@ -41,18 +87,16 @@ def test_entropy_and_its_opposite(kind: str, sign: float) -> None:
     assert scores == pytest.approx([sign * 0.5, 0.0, -INF, -INF, NAN, NAN], nan_ok=True)
 
 
-def test_length_uses_each_responses_own_limits() -> None:
-    scores = column(
-        "length",
-        texts=["a", "b", "c", ""],
-        lengths=[15, 15, 30, 0],
-        length_limits=[(10, 20), (20, 40), (10, 20), (10, 20)],
-    )
-    assert scores == [0.5, 1.0, 0.0, -INF]
+def test_length_uses_the_limits_of_the_groups_data_source() -> None:
+    item = {"kind": "length", "l_min": 10, "by_datasource": {"stories": {"l_min": 20, "l_max": 60}}}
+    responses, lengths = ["a", "b", "c", "d", " "], [10, 25, 40, 50, 3]
+    # 1 up to 10, 0 from 40 (the run's longest response); in stories 1 up to 20, 0 from 60.
+    assert from_text(item, group(responses, lengths)) == [1.0, 0.5, 0.0, 0.0, -INF]
+    assert from_text(item, group(responses, lengths, datasource="stories")) == [1.0, 0.875, 0.5, 0.25, -INF]
 
 
 def test_preference_that_is_not_finite_is_missing_but_a_text_too_long_for_it_is_at_fault() -> None:
-    scores = column(
+    scores = measured(
         "preference",
         texts=["a", "b", "c", "d", ""],
         lengths=[3, 3, 3, 3, 1],
@@ -61,51 +105,70 @@ def test_preference_that_is_not_finite_is_missing_but_a_text_too_long_for_it_is_
     assert scores == pytest.approx([-7.25, NAN, NAN, -INF, -INF], nan_ok=True)
 
 
-def test_rule_passes_the_verdict_on() -> None:
-    assert column("rule", texts=["a", "b", ""], lengths=[1, 1, 0], rule=torch.tensor([1.0, 0.0, 0.0])) == [
-        1.0,
-        0.0,
-        0.0,
-    ]
+def test_rule_is_the_verdict_of_the_bundled_task() -> None:
+    right, wrong = "<think>fig fig</think><answer>2</answer>", "<think>fig</think><answer>3</answer>"
+    found = from_text({"kind": "rule"}, group([right, wrong, ""], [5, 5, 0], reference="2", datasource="counting"))
+    assert found == [1.0, 0.0, 0.0]
 
 
-def test_columns_are_in_the_order_of_the_components_and_single_precision() -> None:
-    components = [make_component(kind) for kind in ("rule", "format", "entropy")]
-    features = Features(
-        texts=[GOOD, "x"],
-        lengths=[9, 1],
-        rule=torch.tensor([0, 1]),
-        mean_entropy=torch.tensor([0.25, 0.5], dtype=torch.float64),
+def test_measured_scores_are_single_precision_and_of_every_response() -> None:
+    scorer = make("entropy")[0].scorer
+    assert isinstance(scorer, MeasuredScorer)
+    double = Features(texts=["a", "b"], lengths=[9, 1], mean_entropy=torch.tensor([0.25, 0.5], dtype=torch.float64))
+    assert scorer.score(double).dtype == torch.float32
+    with pytest.raises(ValueError, match="'mean_entropy' is needed"):
+        scorer.score(Features(texts=["a"], lengths=[1]))
+    with pytest.raises(ValueError, match="2 values of 'mean_entropy' for 1 responses"):
+        scorer.score(Features(texts=["a"], lengths=[1], mean_entropy=torch.zeros(2)))
+
+
+def test_components_keep_their_order_names_and_gates() -> None:
+    found = make("format", {"kind": "preference", "name": "skywork", "gate": "format"}, "length")
+    assert [component.name for component in found] == ["format", "skywork", "length"]
+    assert [component.gate for component in found] == [None, "format", None]
+
+
+def test_every_kind_of_the_configuration_can_be_made() -> None:
+    (components,) = [known for known in options(RewardsSection) if known.name == "components"]
+    assert list(components.item_kinds) == list(KINDS)
+    assert all(get_args(cls.model_fields["kind"].annotation) == (kind,) for kind, cls in components.item_kinds.items())
+
+
+def test_which_kinds_are_ranked() -> None:
+    # METHOD.md section 2; what has no known scale is ranked as well.
+    kept = [kind for kind, entry in KINDS.items() if entry.normalisation == "none"]
+    assert kept == ["format", "length", "rule"]
+
+
+# ── gates ──
+
+
+def test_a_closed_gate_is_the_responses_fault_and_a_missing_one_makes_the_score_missing() -> None:
+    components = make("format", {"kind": "preference", "gate": "format"}, {"kind": "length", "gate": "preference"})
+    raw = torch.tensor([[1.0, 2.0, 0.5], [0.0, 3.0, 0.5], [NAN, 4.0, 0.5], [1.0, NAN, 0.5], [1.0, -1.0, 0.5]])
+    expected = torch.tensor(
+        [
+            [1.0, 2.0, 0.5],
+            [0.0, -INF, 0.5],  # length looks at the preference score itself, not at what its gate made of it
+            [NAN, NAN, 0.5],
+            [1.0, NAN, NAN],
+            [1.0, -1.0, -INF],
+        ]
     )
-    raw = score_components(components, features)
-    assert raw.dtype == torch.float32
-    assert raw.tolist() == [[0.0, 1.0, 0.25], [1.0, 0.0, 0.5]]
+    torch.testing.assert_close(apply_gates(raw, components), expected, equal_nan=True)
 
 
-def test_refuses_what_was_not_measured_or_has_another_size() -> None:
-    component = make_component("preference", name="skywork")
-    with pytest.raises(ValueError, match="'skywork' needs 'preference'"):
-        score_components([component], Features(texts=["a"], lengths=[1]))
-    with pytest.raises(ValueError, match="2 values of 'preference' for 1 responses"):
-        score_components([component], Features(texts=["a"], lengths=[1], preference=torch.zeros(2)))
-    with pytest.raises(ValueError, match="2 values of 'lengths' for 1 responses"):
-        score_components([make_component("format")], Features(texts=["a"], lengths=[1, 1]))
+def test_a_gate_that_is_itself_at_fault_is_closed() -> None:
+    components = make("format", "preference", {"kind": "length", "gate": "preference"})
+    gated = apply_gates(torch.tensor([[1.0, -INF, 0.5]]), components)
+    assert gated.tolist() == [[1.0, -INF, -INF]]
 
 
-def test_make_component_names_what_there_is() -> None:
-    assert make_component("preference", name="skywork").name == "skywork"
-    with pytest.raises(ValueError, match=r"'judgement'.*format, perplexity"):
-        make_component("judgement")
-
-
-def test_registry_is_consistent() -> None:
-    assert all(kind == component.kind == component.name for kind, component in KINDS.items())
-    ranked = [kind for kind, component in KINDS.items() if component.normalisation == "group_rank"]
-    assert ranked == ["perplexity", "entropy", "neg_entropy", "preference"]  # METHOD.md section 2
+# ── normalisation ──
 
 
 def test_normalize_applies_each_components_own_rule() -> None:
-    components = [make_component(kind) for kind in ("format", "perplexity", "length")]
+    components = make("format", "perplexity", "length")
     raw = torch.tensor(
         [
             [[1.0, -2.0, 0.3], [0.0, -INF, -INF], [1.0, -1.0, NAN]],
@@ -122,13 +185,13 @@ def test_normalize_applies_each_components_own_rule() -> None:
 
 
 def test_normalize_takes_plus_infinity_as_missing_before_it_ranks() -> None:
-    ranks = normalize(torch.tensor([[[INF], [1.0], [2.0]]]), [make_component("preference")])
+    ranks = normalize(torch.tensor([[[INF], [1.0], [2.0]]]), make("preference"))
     torch.testing.assert_close(ranks[0, :, 0], torch.tensor([NAN, 0.0, 1.0]), equal_nan=True)
 
 
 def test_normalize_refuses_another_number_of_components() -> None:
     with pytest.raises(ValueError, match=r"\(N, G, 1\)"):
-        normalize(torch.zeros(2, 3, 2), [make_component("format")])
+        normalize(torch.zeros(2, 3, 2), make("format"))
 
 
 def test_summary_keeps_faults_and_missing_scores_apart() -> None:
@@ -141,7 +204,7 @@ def test_summary_keeps_faults_and_missing_scores_apart() -> None:
 
 def test_a_normalisation_of_ones_own_takes_the_place_of_the_kinds() -> None:
     raw = torch.tensor([[[3.0], [1.0], [2.0]]])
-    kept = normalize(raw, [make_component("entropy", normalisation="none")])
-    ranked = normalize(raw, [make_component("entropy")])
+    kept = normalize(raw, make({"kind": "entropy", "normalisation": "none"}))
+    ranked = normalize(raw, make("entropy"))
     assert kept.flatten().tolist() == [3.0, 1.0, 2.0]
     assert ranked.flatten().tolist() == [1.0, 0.0, 0.5]

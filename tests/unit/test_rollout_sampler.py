@@ -29,14 +29,19 @@ class FakeEngine:
 
 
 class FakeRay(ModuleType):
-    """Resolves references in the order they are given, as `ray.get` does."""
+    """Whatever was asked for last is done first."""
 
     def __init__(self) -> None:
         super().__init__("ray")
 
     @staticmethod
-    def get(references: list[tuple[Any, ...]]) -> list[list[Any]]:
-        return [[(prompt, seed, engine) for seed in seeds] for prompt, seeds, engine in references]
+    def wait(references: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return references[-num_returns:], references[:-num_returns]
+
+    @staticmethod
+    def get(reference: tuple[Any, ...]) -> list[Any]:
+        prompt, seeds, engine = reference
+        return [(prompt, seed, engine) for seed in seeds]
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def sampler_class(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def prompts(count: int) -> list[Any]:
-    return [SimpleNamespace(id=f"row{index}", row=index, token_ids=[index, 7]) for index in range(count)]
+    return [SimpleNamespace(key=f"row{index}#{index}", token_ids=[index, 7]) for index in range(count)]
 
 
 def sample(sampler: Any, count: int, **changes: Any) -> list[list[Any]]:
@@ -65,6 +70,12 @@ def test_responses_are_in_prompt_order_and_sample_order(sampler_class: Any) -> N
         expected = [response_seed(3, "train", 2, f"row{index}#{index}", number) for number in range(3)]
         assert [response[1] for response in group] == expected
     assert [len(engine.calls) for engine in engines] == [3, 2]
+
+
+def test_groups_come_as_they_are_done(sampler_class: Any) -> None:
+    settings: dict[str, Any] = {"purpose": "train", "step": 2, "n_samples": 1, "temperature": 0.8}
+    arriving = sampler_class([FakeEngine("only")], seed=3, max_new_tokens=16).stream(prompts(3), **settings)
+    assert [(index, group[0][0]) for index, group in arriving] == [(2, (2, 7)), (1, (1, 7)), (0, (0, 7))]
 
 
 def test_seeds_do_not_depend_on_the_engines_or_the_other_prompts(sampler_class: Any) -> None:

@@ -36,7 +36,7 @@ def make_config(**changes: Any) -> MaestroConfig:
 def save(folder: Path, step: int, config: MaestroConfig) -> Path:
     path = folder / f"global_step_{step}"
     path.mkdir(parents=True)
-    (path / STATE).write_text(json.dumps({"step": step} | fingerprint(config)))
+    (path / STATE).write_text(json.dumps({"step": step, "batches_drawn": step} | fingerprint(config)))
     return path
 
 
@@ -82,6 +82,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "ref.num_gpus_per_node": {"ref": {"num_gpus_per_node": 2}},
     "ds.zero_stage": {"ds": {"zero_stage": 2}},
     "data.prompt_dataset": {"data": {"prompt_dataset": "others.jsonl"}},
+    "data.prompt_probs": {"data": {"prompt_dataset": "rows.jsonl", "prompt_probs": "1"}},
     "train.seed": {"train": {"seed": 1}},
     "rollout.batch_size": {"rollout": {"batch_size": 12}},
     "rollout.n_samples_per_prompt": {"rollout": {"n_samples_per_prompt": 8}},

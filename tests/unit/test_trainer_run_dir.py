@@ -17,7 +17,7 @@ from openrlhf_maestro.conductor import ConductorSettings, make_orchestrator
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import Prompt
 from openrlhf_maestro.rollout.responses import Response
-from openrlhf_maestro.trainer.batch import Rollout, Scored
+from openrlhf_maestro.trainer.batch import Rollout, Scored, TokenValues
 from openrlhf_maestro.trainer.console import step_line
 from openrlhf_maestro.trainer.metrics import Stopwatch, step_metrics
 from openrlhf_maestro.trainer.run_dir import RunDir, rollout_columns
@@ -59,14 +59,20 @@ def scored() -> Scored:
         hidden=torch.zeros(4, 3),
         scalar=torch.tensor([1.0, 0.0, 1.0, 0.5]),
         advantages=torch.tensor([0.7, -0.7, 0.7, -0.7]),
-        constant=torch.tensor([False, True]),
+        constant=torch.tensor([False, False, True, True]),
+        spread=torch.tensor([1.0, 1.0, 0.5, 0.5]),
         truncated=torch.tensor([False, True, False, False]),
         response_tokens=torch.tensor([4, 8, 2, 2]),
         mean_entropy=torch.tensor([0.1, 0.2, 0.3, 0.4]),
         kl=torch.tensor([0.0, 0.1, 0.2, 0.3]),
+        kl_penalty=None,
         policy_loss_tokens=torch.tensor([1, 0, 2, 1]),
         logprob_diff_mean=torch.tensor([1e-7, 2e-7, 3e-7, 3e-7]),
         logprob_diff_max=torch.tensor([1e-6, 5e-6, 3e-6, 2e-6]),
+        tokens=TokenValues(*[torch.zeros(4, 8)] * 4, ref_log_probs=None),
+        missing_reasons={"two": "no answer"},
+        reward_s={"one": 0.25, "two": 1.5},
+        reward_wait_s=0.125,
     )
 
 

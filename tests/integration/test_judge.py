@@ -1,0 +1,155 @@
+"""Component `judge` against a real vLLM server on the CPU, whose judge is an untrained tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import psutil
+import pytest
+
+from openrlhf_maestro.config.components import JudgeComponent
+from openrlhf_maestro.data.assets import PolicyRecipe, ensure_asset
+from openrlhf_maestro.errors import RunError
+from openrlhf_maestro.launch.environment import process_environment
+from openrlhf_maestro.rewards.groups import FAULT, Group, Missing, Score
+from openrlhf_maestro.rewards.judge import JudgeScorer, judge_messages
+
+pytestmark = pytest.mark.integration
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+START_LIMIT_S, STOP_LIMIT_S = 300.0, 30.0
+KEY_VARIABLE, KEY = "JUDGE_TEST_KEY", "local"
+QUESTION, REFERENCE = "How many in all: 3 owl 2 hat?", "5"
+ANSWERS = ("5", "4", "a cat", "the dog calls", "There are five of them in all.")
+# Every text it allows is a number that the judge accepts.
+NUMBERS = {"structured_outputs": {"regex": r"0\.[0-9]{1,2}|1\.0"}}
+
+
+@contextmanager
+def process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is ended with all that it started; the first gets the time to give shared memory back."""
+    with log.open("wb") as output:
+        started = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield started
+    finally:
+        if started.poll() is None:
+            family = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
+            started.send_signal(signal.SIGTERM)
+            for left in psutil.wait_procs(family, timeout=STOP_LIMIT_S)[1]:
+                left.kill()
+
+
+@pytest.fixture(scope="module")
+def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of `vllm serve` in fp32, up and ready."""
+    # Byte-level tokens of a small vocabulary: the judge's instructions alone take several hundred.
+    model = ensure_asset("policy_base", ASSETS, PolicyRecipe(max_position_embeddings=2048))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"model": model, "served-model-name": "judge", "host": "127.0.0.1", "port": port, "dtype": "float32"}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words, "--enforce-eager"]
+    environment = os.environ | process_environment("cpu", trust_remote_code=False)
+    environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_API_KEY": KEY}
+    log = tmp_path_factory.mktemp("vllm") / "server.log"
+    with process(command, environment, log) as server:
+        deadline_s = time.monotonic() + START_LIMIT_S
+        while not healthy(port):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline_s, log.read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+def healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+
+def section(base_url: str, **options: Any) -> JudgeComponent:
+    defaults = {"model": "judge", "base_url": base_url, "api_key_env": KEY_VARIABLE}
+    return JudgeComponent.model_validate(defaults | options)
+
+
+def scores(judge: JudgeComponent, cache: Path | None = None) -> list[Score]:
+    """Of the answers and of a response out of format."""
+    texts = [f"<think>count</think><answer>{answer}</answer>" for answer in ANSWERS] + ["It is 5."]
+    group = Group(
+        prompt=QUESTION,
+        rendered_prompt=f"<|user|>{QUESTION}",
+        queries=[f"<|user|>{QUESTION}{text}" for text in texts],
+        responses=texts,
+        token_ids=[[1]] * len(texts),
+        truncated=[False] * len(texts),
+        reference=REFERENCE,
+    )
+
+    async def run() -> list[Score]:
+        scorer = JudgeScorer(judge, cache=cache)
+        try:
+            return list(await scorer.score(group))
+        finally:
+            await scorer.close()
+
+    return asyncio.run(run())
+
+
+def plain_reply(base_url: str, prompt: str, answer: str, extra: dict[str, Any]) -> str:
+    """What the server replies to a request that is written here, without any client library."""
+    messages = judge_messages(prompt, question=QUESTION, reference=REFERENCE, answer=answer)
+    body = {"model": "judge", "messages": messages, "temperature": 0, "max_tokens": 16} | extra
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(f"{base_url}/chat/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answered:
+        return str(json.load(answered)["choices"][0]["message"]["content"])
+
+
+def test_with_structured_outputs_the_scores_are_the_servers_numbers(
+    base_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = section(base_url, extra_body=NUMBERS)
+    expected = [float(plain_reply(base_url, judge.prompt, answer, NUMBERS)) for answer in ANSWERS]
+    assert len(set(expected)) > 1  # else a constant would pass
+    assert scores(judge, tmp_path / "judge.sqlite") == [*expected, FAULT]
+    # From the file now: a key that the server refuses is not noticed.
+    monkeypatch.setenv(KEY_VARIABLE, "another")
+    assert scores(judge, tmp_path / "judge.sqlite") == [*expected, FAULT]
+    with pytest.raises(RunError, match="status 401"):
+        scores(judge)
+
+
+def test_without_them_the_replies_are_no_numbers_and_the_scores_are_missing(base_url: str) -> None:
+    judge = section(base_url)
+    *values, last = scores(judge)
+    assert last == FAULT
+    for value, answer in zip(values, ANSWERS, strict=True):
+        beginning = " ".join(plain_reply(base_url, judge.prompt, answer, {}).split())
+        assert isinstance(value, Missing) and value.reason.endswith(f"between 0 and 1: {beginning!r}")
+
+
+def test_a_model_that_is_not_served_stops(base_url: str) -> None:
+    with pytest.raises(RunError, match=r"component judge: .* status 404: .*another.* does not exist"):
+        scores(section(base_url, model="another"))

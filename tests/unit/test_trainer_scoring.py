@@ -1,0 +1,127 @@
+"""Text scores in the background: order, overlap, missing values, failures, busy time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from openrlhf_maestro.errors import RunError
+from openrlhf_maestro.rewards import Component, Group, Missing, Score
+from openrlhf_maestro.rewards.measured import ENTROPY
+from openrlhf_maestro.trainer.scoring import BackgroundScoring
+
+INF = math.inf
+
+
+class Scorer:
+    """Scores by a function; waits first where it is told to."""
+
+    def __init__(self, function: Callable[[Group], Sequence[Score]], wait: Callable[[Group], float] = lambda _: 0.0):
+        self.function = function
+        self.wait = wait
+        self.closed_in: str | None = None
+        self.started = threading.Event()
+
+    async def score(self, group: Group) -> Sequence[Score]:
+        self.started.set()
+        await asyncio.sleep(self.wait(group))
+        return self.function(group)
+
+    async def close(self) -> None:
+        self.closed_in = threading.current_thread().name
+
+
+def group(*responses: str) -> Group:
+    return Group("p", "p", responses, responses, [[1]] * len(responses), [False] * len(responses))
+
+
+def lengths(of: Group) -> list[Score]:
+    return [float(len(text)) for text in of.responses]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., BackgroundScoring]]:
+    started = []
+
+    def make(**scorers: Scorer) -> BackgroundScoring:
+        components = [Component(name, "none", None, scorer) for name, scorer in scorers.items()]
+        components.append(Component("entropy", "group_rank", None, ENTROPY))
+        started.append(BackgroundScoring(components))
+        return started[-1]
+
+    yield make
+    for scoring in started:
+        scoring.close()
+
+
+def test_scores_are_in_the_order_of_the_groups_whatever_arrives_and_ends_first(
+    start: Callable[..., BackgroundScoring],
+) -> None:
+    slow_for_short = Scorer(lengths, wait=lambda of: 0.2 if len(of.responses[0]) == 1 else 0.0)
+    scoring = start(length=slow_for_short, half=Scorer(lambda of: [len(text) / 2 for text in of.responses]))
+    scoring.submit(1, group("dddd", "eeeee"))
+    scoring.submit(0, group("a", "bb"))
+    found = scoring.collect()
+    assert found.columns["length"].tolist() == [1.0, 2.0, 4.0, 5.0]
+    assert found.columns["half"].tolist() == [0.5, 1.0, 2.0, 2.5]
+    # What needs a model's output is not scored here.
+    assert list(found.columns) == ["length", "half"]
+
+
+def test_work_begins_when_a_group_is_submitted_and_a_second_batch_is_another(
+    start: Callable[..., BackgroundScoring],
+) -> None:
+    scorer = Scorer(lengths)
+    scoring = start(length=scorer)
+    scoring.submit(0, group("a"))
+    assert scorer.started.wait(5), "nothing asked for the scores yet"
+    assert scoring.collect().columns["length"].tolist() == [1.0]
+    scoring.submit(0, group("bbb"))
+    assert scoring.collect().columns["length"].tolist() == [3.0]
+
+
+def test_missing_values_are_nan_and_the_first_says_why(start: Callable[..., BackgroundScoring]) -> None:
+    values: list[Score] = [0.5, -INF, Missing("no answer within 60 s"), INF, math.nan]
+    scoring = start(judge=Scorer(lambda _: values), other=Scorer(lambda _: [math.nan, 1.0, 1.0, 1.0, INF]))
+    scoring.submit(0, group(*"abcde"))
+    found = scoring.collect()
+    assert found.columns["judge"].tolist() == pytest.approx([0.5, -INF, math.nan, math.nan, math.nan], nan_ok=True)
+    assert found.reasons == {"judge": "no answer within 60 s", "other": "its value is nan"}
+
+
+def test_busy_time_counts_overlapping_work_once(start: Callable[..., BackgroundScoring]) -> None:
+    scoring = start(sleeper=Scorer(lengths, wait=lambda _: 0.3), quick=Scorer(lengths))
+    for index in range(4):
+        scoring.submit(index, group("a"))
+    seconds = scoring.collect().seconds
+    assert 0.3 <= seconds["sleeper"] < 0.9, "four waits of 0.3 s at the same time"
+    assert seconds["quick"] < 0.2
+
+
+def test_an_error_ends_the_collection_at_once(start: Callable[..., BackgroundScoring]) -> None:
+    def fail(of: Group) -> list[Score]:
+        raise RunError("the function failed")
+
+    scoring = start(broken=Scorer(fail), slow=Scorer(lengths, wait=lambda _: 60.0))
+    scoring.submit(0, group("a"))
+    with pytest.raises(RunError, match="the function failed"):
+        scoring.collect()
+
+
+def test_a_wrong_number_of_scores_is_an_error(start: Callable[..., BackgroundScoring]) -> None:
+    scoring = start(short=Scorer(lambda _: [1.0]))
+    scoring.submit(0, group("a", "b"))
+    with pytest.raises(RunError, match="1 scores for 2 responses"):
+        scoring.collect()
+
+
+def test_scorers_are_closed_where_they_ran() -> None:
+    scorer = Scorer(lengths)
+    scoring = BackgroundScoring([Component("length", "none", None, scorer)])
+    scoring.close()
+    assert scorer.closed_in == "scoring"
+    assert "scoring" not in [thread.name for thread in threading.enumerate()]
