@@ -16,6 +16,7 @@ PLAIN = [
     "markupsafe>=2.1",
     "matplotlib>=3.8",
     "numpy>=1.26",
+    "openai>=2.0.0",
     "psutil>=5.9",
     "pyarrow>=15",
     "pydantic>=2.7",
@@ -51,6 +52,7 @@ DEV = [
     "pytest>=8.2",
     "pytest-timeout>=2.3",
     "ruff>=0.12",
+    "trl==1.16.0",
     "types-PyYAML",
 ]
 

@@ -31,7 +31,7 @@ COMMANDS = {
     for command in (
         Command("train", "Train a policy with several rewards and a Conductor.", _CONFIGURED, MaestroConfig),
         Command("sft", "Fine-tune a model on prompts and responses: the cold start.", _CONFIGURED, SftConfig),
-        Command("serve-rewards", "Serve reward components over HTTP.", _CONFIGURED, ServeConfig),
         Command("report", "Write the page of a run.", "RUN [--output FILE]"),
+        Command("serve-rewards", "Serve reward components over HTTP.", _CONFIGURED, ServeConfig),
     )
 }

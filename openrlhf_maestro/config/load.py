@@ -227,7 +227,14 @@ def _plain(config: Section) -> dict[str, Any]:
 def _plain_value(value: Any) -> Any:
     if isinstance(value, Section):
         return _plain(value)
+    if isinstance(value, dict):
+        return {key: _given(item) if isinstance(item, Section) else item for key, item in value.items()}
     return [_plain_value(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _given(section: Section) -> dict[str, Any]:
+    """Only what was set: in a mapping of sections (`by_datasource`) an option that is not there has another's value."""
+    return {name: value for name, value in _plain(section).items() if name in section.model_fields_set}
 
 
 # Wording of problems.

@@ -350,8 +350,9 @@ def _does_not_divide(what: str, total: int, micro: int, ranks: int, name: str, g
         multiple += step
     below, above = total // multiple * multiple, (total // multiple + 1) * multiple
     sizes = " or ".join(str(size // group) for size in (below, above) if size)
+    micro_batches = f" x {name}.micro_batch_size {micro}" if micro > 1 else ""
     yield (
-        f"{what} do not divide over {ranks} ranks x {name}.micro_batch_size {micro}. "
+        f"{what} do not divide over {ranks} ranks{micro_batches}. "
         f"Nearest {name}.batch_size that does: {sizes}."
     )
 

@@ -149,7 +149,7 @@ def judge_messages(prompt: str, *, question: str, reference: str | None, answer:
     """
     parts = {"question": question, "reference answer": reference, "answer": answer}
     given = {name: text for name, text in parts.items() if text is not None}
-    code = hashlib.sha256(json.dumps(given).encode()).hexdigest()[:32]
+    code = hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
     blocks = [f"[{name} {code}]\n{text}\n[end of {name} {code}]" for name, text in given.items()]
     *others, last = (f"the {name}" for name in given)
     rules = _RULES.format(parts=f"{', '.join(others)} and {last}")

@@ -69,6 +69,7 @@ def fingerprint(config: MaestroConfig) -> dict[str, Any]:
         "actor.num_nodes x actor.num_gpus_per_node": config.actor_world_size,
         "ref.num_nodes x ref.num_gpus_per_node": config.ref_world_size if config.uses_reference else None,
         "ds.zero_stage": config.ds.zero_stage,
+        "ds.tensor_parallel_size": config.ds.tensor_parallel_size if config.ds.tensor_parallel_size > 1 else None,
         "data.prompt_dataset": config.data.prompt_dataset,
         "data.prompt_probs": config.data.prompt_probs,
         "train.seed": config.train.seed,

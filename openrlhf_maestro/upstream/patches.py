@@ -106,6 +106,17 @@ def _tensor_parallel_in_any_precision(original: Any) -> Any:
     return __init__
 
 
+def _keep_the_norm(_original: Any) -> Any:
+    def clip_fp32_gradients(self: Any) -> None:
+        from deepspeed.runtime.utils import clip_grad_norm_
+
+        parameters = self.module.parameters()
+        norm = clip_grad_norm_(parameters=parameters, max_norm=self.gradient_clipping(), mpu=self.mpu)
+        self._global_grad_norm = norm
+
+    return clip_fp32_gradients
+
+
 def _trust_as_configured(original: Any) -> Any:
     """`from_pretrained` of an Auto class, with the configured trust_remote_code whatever the caller says."""
     function = original.__func__
@@ -168,6 +179,17 @@ OPENRLHF = (
 )
 
 
+DEEPSPEED = (
+    Patch(
+        "deepspeed.runtime.engine:DeepSpeedEngine.clip_fp32_gradients",
+        "forgets the gradient norm, which ZeRO 1 to 3 keep: in fp32 without ZeRO it would be logged as 0",
+        _keep_the_norm,
+        "c3ad53cbce68a72f",
+        cpu_only=False,
+    ),
+)
+
+
 # Classes that OpenRLHF's code finds by a module's global name, where ours goes: see `put_class`.
 CLASSES = (
     Patch(
@@ -208,7 +230,7 @@ def prepare_process() -> None:
     """Make this process ready to import and use OpenRLHF's models and trainers, on the device it was started for."""
     apply_patches(TORCH, TRANSFORMERS)
     import_openrlhf()
-    apply_patches(OPENRLHF)
+    apply_patches(OPENRLHF, DEEPSPEED)
     if worker_device() == "cpu":
         load_compiled_ops()
 

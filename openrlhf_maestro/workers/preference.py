@@ -19,7 +19,7 @@ prepare_process()
 from openrlhf.trainer.ray.launcher import RewardModelActor  # noqa: E402
 from openrlhf.utils import get_strategy  # noqa: E402
 
-from openrlhf_maestro.upstream.options import openrlhf_arguments  # noqa: E402
+from openrlhf_maestro.upstream.options import scoring_arguments  # noqa: E402
 
 
 @dataclass
@@ -41,7 +41,8 @@ class PreferenceWorker(plain_class(RewardModelActor)):  # type: ignore[misc]
         path = config.reward.model_name_or_path
         assert path is not None
         self.reader = ConversationReader(path, config.reward.max_len)
-        arguments = openrlhf_arguments(config, worker_device())
+        ranks = config.reward_world_size
+        arguments = scoring_arguments(config, worker_device(), ranks=ranks, tensor_parallel_size=1)
         if config.reward.zero_stage is not None:
             arguments.ds.zero_stage = config.reward.zero_stage
         super().init_model_from_pretrained(get_strategy(arguments), path)

@@ -1,13 +1,15 @@
 """Runs policy and preference workers on given micro-batches: `python drive_models.py FOLDER` (see test_models.py).
 
 Reads FOLDER/case.pt, writes FOLDER/result.pt. A process of its own, because it changes torch and OpenRLHF for the CPU
-and starts Ray. One group of two ranks lives at a time.
+and starts Ray. One group lives at a time.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,6 @@ import torch
 
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.launch import ray_settings, worker_environment
-
-RANKS = 2
 
 
 def main(folder: Path) -> None:
@@ -26,7 +26,9 @@ def main(folder: Path) -> None:
     os.environ.update(worker_environment(some, "cpu"))
     import ray
 
-    ray.init(**ray_settings(some, "cpu") | {"num_gpus": RANKS, "num_cpus": RANKS + 2})
+    # A group's place is not given back when its actors end.
+    places = 2 * len(configs)
+    ray.init(**ray_settings(some, "cpu") | {"num_gpus": places, "num_cpus": places + 2})
     try:
         torch.save(drive(case, configs), folder / "result.pt")
     finally:
@@ -44,6 +46,11 @@ def drive(case: dict[str, Any], configs: dict[str, MaestroConfig]) -> dict[str, 
     from openrlhf_maestro.workers.policy import PolicyWorker
     from openrlhf_maestro.workers.preference import PreferenceWorker
 
+    class Policy(PolicyWorker):  # type: ignore[misc, valid-type]
+        def features_apart(self, **tensors: Any) -> Any:
+            self.shared_forward = False
+            return self.features(**tensors)
+
     class Preference(PreferenceWorker):  # type: ignore[misc, valid-type]
         def held(self) -> dict[str, Any]:
             """What this rank's engine is and holds."""
@@ -57,22 +64,26 @@ def drive(case: dict[str, Any], configs: dict[str, MaestroConfig]) -> dict[str, 
                 "normalises": self.model.module.normalize_reward,
             }
 
-    def run(worker: type, method: str, batches: dict[str, list[Any]], *loading: Any) -> dict[str, Any]:
-        group = RayActorGroup(1, RANKS, ray.remote(num_gpus=1)(worker), pg=None, num_gpus_per_actor=1)
-        ray.get(group.async_init_model_from_pretrained(*loading))
-        chunks = ray.get(group.async_run_method_batch(method, **batches))
-        found: dict[str, Any] = {"results": [vars(item) for chunk in chunks for item in chunk]}
-        if worker is Preference:
-            found["held"] = ray.get(group.async_run_method("held"))
-        for actor in group._actor_handlers:
+    @contextmanager
+    def group(worker: type, ranks: int, *loading: Any) -> Iterator[Any]:
+        actors = RayActorGroup(1, ranks, ray.remote(num_gpus=1)(worker), pg=None, num_gpus_per_actor=1)
+        ray.get(actors.async_init_model_from_pretrained(*loading))
+        yield actors
+        for actor in actors._actor_handlers:
             ray.kill(actor)
-        return found
 
-    result = {}
-    for name, batches in case["policies"].items():
-        result[name] = run(PolicyWorker, "features", batches, configs[name], 100, [])
-    for name, batches in case["preferences"].items():
-        result[name] = run(Preference, "score", batches, configs[name])
+    def batched(actors: Any, method: str, batches: dict[str, list[Any]]) -> list[dict[str, Any]]:
+        return [vars(item) for chunk in ray.get(actors.async_run_method_batch(method, **batches)) for item in chunk]
+
+    result: dict[str, Any] = {}
+    for name in case["policies"]:
+        with group(Policy, configs[name].actor_world_size, configs[name], 100, []) as policy:
+            result[f"{name} shared"] = batched(policy, "features", case["features"])
+            result[f"{name} separate"] = batched(policy, "features_apart", case["features"])
+    for name in case["preferences"]:
+        with group(Preference, configs[name].reward_world_size, configs[name]) as preference:
+            result[name] = batched(preference, "score", case["conversations"])
+            result[f"{name} held"] = ray.get(preference.async_run_method("held"))
     return result
 
 

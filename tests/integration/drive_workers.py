@@ -1,7 +1,8 @@
 """Runs the policy and reference workers on given micro-batches: `python drive_workers.py FOLDER`.
 
 Reads FOLDER/case.pt and the models that it names, writes FOLDER/result.pt. A process of its own, because it changes
-torch and OpenRLHF for the CPU and starts Ray. The case's scenarios run one after the other, each on fresh workers.
+torch and OpenRLHF for the CPU and starts Ray. The case's configurations run one after the other; those with the same
+numbers of ranks follow each other in the same processes, which are slow to start.
 """
 
 from __future__ import annotations
@@ -27,34 +28,57 @@ def main(folder: Path) -> None:
 
     ray.init(**ray_settings(first, "cpu") | {"num_gpus": 64, "num_cpus": 64})
     try:
-        result = {name: Scenario(case, config, folder / name).run() for name, config in configs.items()}
-        torch.save(result, folder / "result.pt")
+        torch.save(drive(case, configs, folder), folder / "result.pt")
     finally:
         ray.shutdown()
+
+
+def drive(case: dict[str, Any], configs: dict[str, MaestroConfig], folder: Path) -> dict[str, Any]:
+    import ray
+
+    result, groups, ranks = {}, [], None
+    for name, config in configs.items():
+        needed = (config.actor_world_size, config.ref_world_size, config.ds.tensor_parallel_size)
+        if needed != ranks:
+            for actor in [actor for group in groups for actor in group._actor_handlers]:
+                ray.kill(actor)
+            groups, ranks = start_workers(*needed), needed
+        result[name] = Scenario(case, config, folder / name, *groups).run()
+    return result
+
+
+def start_workers(policy_ranks: int, reference_ranks: int, shared: int) -> list[Any]:
+    import ray
+
+    from openrlhf_maestro.upstream.patches import prepare_process
+
+    prepare_process()
+    from openrlhf.trainer.ray.launcher import RayActorGroup
+
+    from openrlhf_maestro.workers.policy import PolicyWorker
+    from openrlhf_maestro.workers.reference import ReferenceWorker
+
+    return [
+        RayActorGroup(1, ranks, ray.remote(num_gpus=1)(worker), num_gpus_per_actor=1, duplicate_actors=shared)
+        for worker, ranks in ((PolicyWorker, policy_ranks), (ReferenceWorker, reference_ranks))
+    ]
 
 
 class Scenario:
     """One policy and one reference: features, then updates each followed by a synchronisation, then a resume."""
 
-    def __init__(self, case: dict[str, Any], config: MaestroConfig, folder: Path) -> None:
+    def __init__(self, case: dict[str, Any], config: MaestroConfig, folder: Path, policy: Any, reference: Any) -> None:
         import ray
 
-        from openrlhf_maestro.upstream.patches import prepare_process
-
-        prepare_process()
-        from openrlhf_maestro.workers.policy import PolicyWorker
-        from openrlhf_maestro.workers.reference import ReferenceWorker
-
         folder.mkdir()
-        self.case, self.folder = case, folder
-        shared = config.ds.tensor_parallel_size
-        self.policy = start(PolicyWorker, config.actor_world_size, shared)
-        self.reference = start(ReferenceWorker, config.ref_world_size, shared)
+        self.case, self.folder, self.policy, self.reference = case, folder, policy, reference
+        self.final = config.run_dir / "model" / "model.safetensors"
         loading = self.policy.async_init_model_from_pretrained(config, 100, [])
         ray.get(loading + self.reference.async_init_model_from_pretrained(config))
 
     def run(self) -> dict[str, Any]:
         import ray
+        from safetensors.torch import load_file
 
         result: dict[str, Any] = {"features": [vars(item) for item in self.features()]}
         result["reference"] = [self.reference_state("start")]
@@ -70,8 +94,8 @@ class Scenario:
             result["reference"].append(self.reference_state(str(number)))
         ray.get(self.call("load_state", self.folder))
         result["resumed"] = {"reference": self.reference_state("resumed"), "update": self.update("resumed")}
-        for actor in self.policy._actor_handlers + self.reference._actor_handlers:
-            ray.kill(actor)
+        ray.get(self.policy.async_save_model())
+        result["final"] = load_file(self.final)
         return result
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
@@ -112,14 +136,6 @@ class Scenario:
         ray.get([actor.__ray_call__.remote(write) for actor in self.reference._actor_handlers])
         tensors = {name: self.case["features"][name] for name in ("sequences", "attention_mask", "action_mask")}
         return {"weights": load_file(path), "log_probs": results(self.reference, "log_probs", **tensors)}
-
-
-def start(worker: type, ranks: int, shared: int) -> Any:
-    import ray
-    from openrlhf.trainer.ray.launcher import RayActorGroup
-
-    actor = ray.remote(num_gpus=1)(worker)
-    return RayActorGroup(1, ranks, actor, pg=None, num_gpus_per_actor=1, duplicate_actors=shared)
 
 
 def results(group: Any, method: str, **batched: list[Any]) -> list[Any]:

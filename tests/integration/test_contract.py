@@ -20,7 +20,7 @@ from openrlhf_maestro.upstream import patches
 
 pytestmark = pytest.mark.integration
 
-ALL_PATCHES = (*patches.TORCH, *patches.TRANSFORMERS, *patches.OPENRLHF, *patches.CLASSES)
+ALL_PATCHES = (*patches.TORCH, *patches.TRANSFORMERS, *patches.OPENRLHF, *patches.DEEPSPEED, *patches.CLASSES)
 
 
 @pytest.fixture(scope="module")

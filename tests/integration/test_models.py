@@ -1,4 +1,4 @@
-"""The reference answer's log-probs and the preference scores on the real workers, two ranks, against plain transformers.
+"""The reference answer's log-probs and the preference scores on two real ranks, against plain transformers.
 
 Expected values: transformers' own forward of one row at a time, without padding. Tolerance 1e-4 in fp32: the orders of
 summation differ by about 1e-6.
@@ -162,12 +162,8 @@ def configuration(folder: Path, model: Path, component: dict[str, Any], **sectio
     } | sections
 
 
-def perplexity(shared: bool) -> dict[str, Any]:
-    return {"kind": "perplexity", "shared_forward": shared}
-
-
 class Case:
-    """Three groups of policy ranks and three of preference ranks, and what they said."""
+    """Two policies and three preference models as groups of ranks, one after the other, and what they said."""
 
     def __init__(self, folder: Path) -> None:
         self.rows = Rows()
@@ -184,22 +180,18 @@ class Case:
         preferences = {
             "skywork": {"model_name_or_path": SKYWORK},
             "llama whole": {"model_name_or_path": str(self.reward_models["llama"]), "zero_stage": 0},
-            "llama bf16": {"model_name_or_path": str(self.reward_models["llama"])},
+            "llama bf16": {"model_name_or_path": str(self.reward_models["llama"]), "num_gpus_per_node": 1},
         }
         shared = {"num_gpus_per_node": 2, "max_len": MAX_LEN}
+        perplexity = {"kind": "perplexity", "shared_forward": True}
         configs = {
-            "qwen3 shared": configuration(folder, folder / "qwen3", perplexity(True)),
-            "llama shared": configuration(
-                folder,
-                folder / "llama",
-                perplexity(True),
-                ds={"logits_chunk_tokens": 5, "attn_implementation": "eager"},
-            ),
-            "llama separate": configuration(folder, folder / "llama", perplexity(False)),
+            "qwen3": configuration(folder, folder / "qwen3", perplexity),
+            "llama": configuration(folder, folder / "llama", perplexity),
         } | {
             name: configuration(folder, folder / "qwen3", {"kind": "preference"}, reward=shared | model)
             for name, model in preferences.items()
         }
+        configs["llama"]["ds"]["attn_implementation"] = "eager"
         configs["llama bf16"]["ds"] = {"param_dtype": "bf16"}
         conversations = {
             "messages": [[[{"role": "user", "content": text}] for text in QUESTIONS[i : i + 2]] for i in (0, 2, 4, 6)],
@@ -207,8 +199,10 @@ class Case:
         }
         case = {
             "configs": configs,
-            "policies": {name: self.rows.features for name in configs if name.endswith(("shared", "separate"))},
-            "preferences": {name: conversations for name in preferences},
+            "policies": list(self.policies),
+            "features": self.rows.features,
+            "preferences": list(preferences),
+            "conversations": conversations,
         }
         torch.save(case, folder / "case.pt")
         run_drive_models(folder)
@@ -232,7 +226,7 @@ def run_drive_models(folder: Path) -> None:
             stderr=subprocess.STDOUT,
         )
         try:
-            process.wait(timeout=400)
+            process.wait(timeout=500)
         except subprocess.TimeoutExpired:
             for child in psutil.Process(process.pid).children(recursive=True):
                 child.kill()
@@ -249,7 +243,7 @@ def assert_agree(found: Tensor, expected: Any) -> None:
 # ── perplexity ──
 
 
-@pytest.mark.parametrize("name", ["qwen3 shared", "llama shared", "llama separate"])
+@pytest.mark.parametrize("name", ["qwen3 shared", "qwen3 separate", "llama shared", "llama separate"])
 def test_reference_answers_at_temperature_one(case: Case, name: str) -> None:
     model = case.policies[name.split()[0]]
     expected = []
@@ -258,14 +252,14 @@ def test_reference_answers_at_temperature_one(case: Case, name: str) -> None:
             distribution = model(torch.tensor([forced])).logits[0].log_softmax(-1)
         log_probs = [float(distribution[place - 1, forced[place]]) for place in range(len(forced) - size, len(forced))]
         expected.append(torch.nan if row in FAULTS else sum(log_probs) / size)
-    found = torch.cat([item["reference_log_prob"] for item in case.result[name]["results"]])
+    found = torch.cat([item["reference_log_prob"] for item in case.result[name]])
     assert_agree(found, expected)
 
 
-@pytest.mark.parametrize("name", ["qwen3 shared", "llama shared", "llama separate"])
+@pytest.mark.parametrize("name", ["qwen3 shared", "qwen3 separate", "llama shared", "llama separate"])
 def test_the_response_is_measured_as_if_alone(case: Case, name: str) -> None:
     model = case.policies[name.split()[0]]
-    items = case.result[name]["results"]
+    items = case.result[name]
     for row, response in enumerate(case.rows.responses):
         with torch.no_grad():
             output = model(torch.tensor([response]), output_hidden_states=True)
@@ -280,8 +274,8 @@ def test_the_response_is_measured_as_if_alone(case: Case, name: str) -> None:
 
 
 def test_seconds_of_the_references_own_forward(case: Case) -> None:
-    assert all(item["reference_s"] > 0 for item in case.result["llama separate"]["results"])
-    assert all(item["reference_s"] == 0 for item in case.result["llama shared"]["results"])
+    assert all(item["reference_s"] > 0 for item in case.result["llama separate"])
+    assert all(item["reference_s"] == 0 for item in case.result["llama shared"])
 
 
 # ── preference ──
@@ -289,7 +283,7 @@ def test_seconds_of_the_references_own_forward(case: Case) -> None:
 
 @torch.no_grad()
 def plain_scores(folder: Path) -> Tensor:
-    """(8,) as reward models are published: template, its BOS taken off, tokenizer with special tokens, one at a time."""
+    """(8,) as reward models are published: template, its BOS taken off, tokenizer with special tokens, one by one."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -305,22 +299,22 @@ def plain_scores(folder: Path) -> Tensor:
 
 @pytest.mark.parametrize("name", ["skywork", "llama whole"])
 def test_scores_are_those_of_a_plain_loop(case: Case, name: str) -> None:
-    found = torch.cat([item["scores"] for item in case.result[name]["results"]])
+    found = torch.cat([item["scores"] for item in case.result[name]])
     expected = plain_scores(case.reward_models[name.split()[0]])
     assert expected[:-1].std() > 0.1 and expected[-1] == -torch.inf
     assert_agree(found, expected)
-    assert all(item["seconds"] > 0 for item in case.result[name]["results"])
+    assert all(item["seconds"] > 0 for item in case.result[name])
 
 
 def test_bf16_scores_are_fp32_numbers_near_them(case: Case) -> None:
-    found = torch.cat([item["scores"] for item in case.result["llama bf16"]["results"]])
-    assert case.result["llama bf16"]["held"][0]["dtypes"] == {"torch.bfloat16"} and found.dtype == torch.float32
+    found = torch.cat([item["scores"] for item in case.result["llama bf16"]])
+    assert case.result["llama bf16 held"][0]["dtypes"] == {"torch.bfloat16"} and found.dtype == torch.float32
     torch.testing.assert_close(found, plain_scores(case.reward_models["llama"]), rtol=0, atol=0.2)
 
 
 def test_zero_3_shares_the_parameters_out_and_0_does_not(case: Case) -> None:
     for name, stage in (("skywork", 3), ("llama whole", 0)):
-        for rank in case.result[name]["held"]:
+        for rank in case.result[f"{name} held"]:
             assert rank["stage"] == stage
             own = [own / whole for own, whole in zip(rank["own"], rank["whole"], strict=True)]
             # A share is rounded up to a whole number of values.
@@ -329,6 +323,6 @@ def test_zero_3_shares_the_parameters_out_and_0_does_not(case: Case) -> None:
 
 def test_the_head_is_the_checkpoints_and_nothing_is_normalised(case: Case) -> None:
     for name in ("skywork", "llama whole"):
-        held = case.result[name]["held"][0]
+        held = case.result[f"{name} held"][0]
         assert [parameter for parameter in held["names"] if not parameter.startswith("model.")] == ["score.weight"]
         assert held["dtypes"] == {"torch.float32"} and held["normalises"] is False

@@ -21,6 +21,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from openrlhf_maestro.rewards.teacher_forcing import ReferenceBranch, TeacherForced
+
 pytestmark = pytest.mark.integration
 
 TEMPERATURE, LIMIT, BETA, ALPHA, QUANTILE, EPS = 0.8, 10, 0.1, 0.6, 0.2, 0.2
@@ -42,6 +44,7 @@ class Case:
     old_log_probs: Tensor  # (8, T - 1)
     ref_log_probs: Tensor  # (8, T - 1)
     entropy: Tensor  # (8, T - 1)
+    answers: list[TeacherForced]  # 8, the reference answers
     result: dict[str, Any]
 
 
@@ -94,7 +97,7 @@ def halves(tensor: Tensor) -> list[Tensor]:
     return [tensor[:4].clone(), tensor[4:].clone()]
 
 
-def configuration(folder: Path, ranks: int, micro_batch_size: int) -> dict[str, Any]:
+def configuration(folder: Path, ranks: int, reference_ranks: int, micro_batch_size: int) -> dict[str, Any]:
     return {
         "run": {"dir": str(folder / "run"), "device": "cpu"},
         "actor": {
@@ -104,7 +107,7 @@ def configuration(folder: Path, ranks: int, micro_batch_size: int) -> dict[str, 
             "lr_scheduler": "constant",
             "max_norm": MAX_NORM,
         },
-        "ref": {"num_gpus_per_node": 1},
+        "ref": {"num_gpus_per_node": reference_ranks},
         "rewards": {"components": [{"kind": "format"}, {"kind": "length"}]},
         "data": {"prompt_dataset": "none.jsonl", "max_len": 32},
         "rollout": {
@@ -127,7 +130,11 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     save_with_tokenizer(model, folder / "model")
     generator = torch.Generator().manual_seed(1)
     ids, attention, action = right_padded(PROMPT_TOKENS, RESPONSE_TOKENS, generator)
-    reference_ids, reference_attention, reference_mask = right_padded(PROMPT_TOKENS, REFERENCE_TOKENS, generator)
+    # Each after its response's first token, the first of its own tokens not counted.
+    answers = [
+        TeacherForced(prompt + 1, torch.randint(1, VOCABULARY, (tokens + 1,), generator=generator).tolist(), 1)
+        for prompt, tokens in zip(PROMPT_TOKENS, REFERENCE_TOKENS, strict=True)
+    ]
     with torch.no_grad():
         current = token_log_probs(model, ids, attention, TEMPERATURE)
     mask = action.float()
@@ -143,6 +150,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
             "attention_mask": halves(attention)[half],
             "action_mask": halves(action)[half],
             "action_log_probs": halves(old)[half],
+            "rollout_log_probs": halves(old)[half],
             "base_action_log_probs": halves(ref)[half],
             "info": {
                 "advantage": halves(advantages)[half],
@@ -157,13 +165,13 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
         "attention_mask": halves(attention),
         "action_mask": halves(action),
         "with_hidden": [True, True],
-        "reference_sequences": halves(reference_ids),
-        "reference_attention_mask": halves(reference_attention),
-        "reference_mask": halves(reference_mask),
+        "branch": [ReferenceBranch.of(answers[:4]), ReferenceBranch.of(answers[4:])],
     }
     inputs = {
-        "config": configuration(folder, ranks=2, micro_batch_size=2),
-        "other_config": configuration(folder, ranks=1, micro_batch_size=8),
+        "configs": {
+            "two ranks": configuration(folder, ranks=2, reference_ranks=1, micro_batch_size=2),
+            "one rank": configuration(folder, ranks=1, reference_ranks=2, micro_batch_size=8),
+        },
         "micro_batches": batches,
         "features": features,
         "updates": UPDATES,
@@ -173,7 +181,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     torch.save(inputs, folder / "case.pt")
     run_drive_workers(folder)
     result = torch.load(folder / "result.pt", weights_only=False)
-    yield Case(model, ids, attention, action, advantages, old, ref, entropy, result | {"inputs": inputs})
+    yield Case(model, ids, attention, action, advantages, old, ref, entropy, answers, result)
 
 
 def run_drive_workers(folder: Path) -> None:
@@ -186,7 +194,7 @@ def run_drive_workers(folder: Path) -> None:
             stderr=subprocess.STDOUT,
         )
         try:
-            process.wait(timeout=300)
+            process.wait(timeout=500)
         except subprocess.TimeoutExpired:
             for child in psutil.Process(process.pid).children(recursive=True):
                 child.kill()
@@ -245,7 +253,7 @@ def test_the_case_is_one_that_tests(case: Case, expected_updates: list[dict[str,
 def test_update_is_that_of_the_method(
     case: Case, expected_updates: list[dict[str, Any]], policy: str, number: int
 ) -> None:
-    update, expected = case.result["updates"][policy][number], expected_updates[number]
+    update, expected = case.result[policy]["updates"][number], expected_updates[number]
     assert update["status"]["loss"] == pytest.approx(expected["loss"], rel=1e-4)
     assert update["status"]["kl"] == pytest.approx(expected["kl"], rel=1e-4)
     assert update["status"]["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
@@ -257,7 +265,7 @@ def test_update_is_that_of_the_method(
 
 
 def test_neither_ranks_nor_micro_batch_size_change_the_update(case: Case) -> None:
-    for one, other in zip(*case.result["updates"].values(), strict=True):
+    for one, other in zip(*(case.result[policy]["updates"] for policy in ("two ranks", "one rank")), strict=True):
         for name, weight in one["weights"].items():
             torch.testing.assert_close(weight, other["weights"][name], rtol=0, atol=1e-5)
 
@@ -266,7 +274,7 @@ def test_neither_ranks_nor_micro_batch_size_change_the_update(case: Case) -> Non
 
 
 def test_features_are_those_of_a_plain_forward(case: Case) -> None:
-    features = case.result["features"]
+    features = case.result["two ranks"]["features"]
     mask = case.action_mask.float()
     with torch.no_grad():
         output = case.model(case.sequences, attention_mask=case.attention_mask, output_hidden_states=True)
@@ -281,32 +289,31 @@ def test_features_are_those_of_a_plain_forward(case: Case) -> None:
 
 
 def test_reference_answers_are_scored_at_temperature_one(case: Case) -> None:
-    inputs = case.result["inputs"]["features"]
-    ids, attention, mask = (
-        torch.cat(inputs[name]) for name in ("reference_sequences", "reference_attention_mask", "reference_mask")
-    )
-    with torch.no_grad():
-        log_probs = token_log_probs(case.model, ids, attention, temperature=1.0)
-    expected = (log_probs * mask).sum(1) / mask.sum(1)
-    assert_agree(torch.cat([item["reference_log_prob"] for item in case.result["features"]]), expected)
+    for row, answer in enumerate(case.answers):
+        ids = torch.cat([case.sequences[row, : answer.context], torch.tensor(answer.token_ids)])[None]
+        with torch.no_grad():
+            log_probs = token_log_probs(case.model, ids, torch.ones_like(ids), temperature=1.0)
+        expected = log_probs[0, answer.context + answer.reference_start - 1 :].mean()
+        found = torch.cat([item["reference_log_prob"] for item in case.result["two ranks"]["features"]])
+        assert_agree(found[row], expected)
 
 
 # ── the reference ──
 
 
-@pytest.mark.parametrize("ranks", ["one rank", "two ranks"])
-def test_reference_is_mixed_with_the_policy(case: Case, expected_updates: list[dict[str, Any]], ranks: str) -> None:
-    """ref <- 0.6 policy + 0.4 ref, twice, seen through its log-probs; two policy ranks, one or two of the reference."""
+@pytest.mark.parametrize("policy", ["two ranks", "one rank"])
+def test_reference_is_mixed_with_the_policy(case: Case, expected_updates: list[dict[str, Any]], policy: str) -> None:
+    """ref <- 0.6 policy + 0.4 ref after every update, seen through its log-probs; one of the two has two ranks."""
     model = copy.deepcopy(case.model)
-    policy = expected_updates[-1]["weights"]
-    for number, seen in enumerate(case.result["reference"][ranks]):
+    for number, seen in enumerate(case.result[policy]["reference"]):
         if number > 0:
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
-                    parameter.copy_(ALPHA * policy[name] + (1 - ALPHA) * parameter)
+                    weight = expected_updates[number - 1]["weights"][name]
+                    parameter.copy_(ALPHA * weight + (1 - ALPHA) * parameter)
         with torch.no_grad():
             expected = token_log_probs(model, case.sequences, case.attention_mask, TEMPERATURE) * case.action_mask
-        assert_agree(torch.cat(seen), expected)
+        assert_agree(torch.cat(seen["log_probs"]), expected)
 
 
 def assert_agree(found: Tensor, expected: Tensor) -> None:

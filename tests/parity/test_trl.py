@@ -78,7 +78,7 @@ class Recording:
 
 @pytest.fixture(scope="module")
 def recording() -> Recording:
-    """Different lengths, a quarter of the responses cut at the limit, one group of equal rewards, one reward missing."""
+    """Different lengths, every fourth response cut at the limit; a group of equal rewards, and one reward missing."""
     generator = torch.Generator().manual_seed(16)
     draw = lambda count: torch.randint(2, VOCABULARY, (count,), generator=generator).tolist()  # noqa: E731
     responses = []
@@ -192,9 +192,9 @@ def trl_trainer(case: Case, recording: Recording, folder: Path, output: Path, rl
         processing_class=tokenizer(),
     )
 
-    def recorded(prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
+    def recorded(prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
         assert prompt_ids == [prompt for prompt in recording.prompts for _ in range(GROUP)]
-        return recording.responses, None
+        return recording.responses if rloo else (recording.responses, None)
 
     trainer._generate_single_turn = recorded
     trainer.current_gradient_accumulation_steps = 1  # what its training loop sets first
@@ -249,9 +249,8 @@ def our_batch(case: Case, recording: Recording, policy: Any, reference: Any) -> 
     attention_mask = (places < ends).long()
     kept = ~recording.truncated if case.mask_truncated else torch.ones(len(rows), dtype=torch.bool)
     with torch.no_grad():
-        old, ref = (
-            statistics(model, sequences, attention_mask, action_mask).log_probs for model in (policy, reference)
-        )
+        old = statistics(policy, sequences, attention_mask, action_mask).log_probs
+        ref = statistics(reference, sequences, attention_mask, action_mask).log_probs
     return Batch(
         sequences=sequences,
         attention_mask=attention_mask,
@@ -356,7 +355,9 @@ def test_update_is_trls(case: Case, recording: Recording, folders: dict[bool, Pa
     assert (batch.loss_mask.sum(-1) == inputs["completion_mask"].sum(-1)).all()
 
     # Off-policy: the recorded log-probs are those of another policy, and some ratios are clipped.
-    noise = 0.4 * torch.randn(inputs["completion_ids"].shape, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    noise = 0.3 * torch.randn(len(recording.responses), 1, generator=generator)
+    noise = noise + 0.3 * torch.randn(inputs["completion_ids"].shape, generator=generator)
     sampled = torch.arange(LONGEST) < batch.action_mask.sum(-1, keepdim=True)
     inputs["old_per_token_logps"] = inputs["old_per_token_logps"] + noise
     recorded = Batch(**vars(batch))
@@ -368,7 +369,7 @@ def test_update_is_trls(case: Case, recording: Recording, folders: dict[bool, Pa
     their_gradients = gradients(trainer.model, [theirs])
     for pieces in (1, 4):
         losses = our_losses(case, policy, recorded, pieces)
-        assert float(sum(losses)) == pytest.approx(theirs.item(), rel=TOLERANCE, abs=1e-7)
+        assert sum(loss.item() for loss in losses) == pytest.approx(theirs.item(), rel=TOLERANCE, abs=1e-7)
         assert_close_in_norm(gradients(policy, losses), their_gradients)
 
     # Three AdamW steps on one rollout, TRL's by its own training loop.

@@ -279,15 +279,27 @@ def test_a_group_that_takes_too_long_has_no_value(code: str) -> None:
     assert time.perf_counter() - start < 4, "waited for the function"
 
 
-def test_time_spent_waiting_for_a_thread_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_bounded_and_waiting_for_one_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openrlhf_maestro.rewards.callables.MAX_THREADS", 1)
-    made = scorer("import time\ndef score(responses):\n    time.sleep(0.3)\n    return [1, 1]", timeout_s=0.8)
+    made = scorer(
+        """
+        import time
+        running = 0
+        def score(responses):
+            global running
+            running += 1
+            time.sleep(0.3)
+            running -= 1
+            return [running, running]
+        """,
+        timeout_s=0.8,
+    )
 
     async def four() -> list[list[Score]]:
         return await asyncio.gather(*(made.score(GROUP) for _ in range(4)))
 
     # 1.2 s one after the other; the last waits 0.9 s before it runs.
-    assert asyncio.run(four()) == [[1.0, 1.0]] * 4
+    assert asyncio.run(four()) == [[0.0, 0.0]] * 4
 
 
 def test_a_plain_function_does_not_block_the_loop_and_leaves_no_thread_of_the_process() -> None:

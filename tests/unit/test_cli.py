@@ -15,6 +15,7 @@ from openrlhf_maestro import __version__
 from openrlhf_maestro.cli.main import main
 from openrlhf_maestro.config.fields import options
 from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.config.serve import ServeConfig
 from openrlhf_maestro.config.sft import SftConfig
 from openrlhf_maestro.errors import ConfigError, DataError, RunError, UserError
 
@@ -39,7 +40,15 @@ def raising(error: BaseException):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize(
     "argv",
-    [["--help"], ["train", "--help"], ["sft", "-h"], ["train", "--rolout.batch_size", "3"], ["trian"], []],
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["sft", "-h"],
+        ["serve-rewards", "-h"],
+        ["train", "--rolout.batch_size", "3"],
+        ["trian"],
+        [],
+    ],
     ids=" ".join,
 )
 def test_help_and_errors_need_nothing_heavy_and_under_a_second(argv: list[str]) -> None:
@@ -56,7 +65,9 @@ def test_help_and_errors_need_nothing_heavy_and_under_a_second(argv: list[str]) 
     assert after.ru_utime - before.ru_utime < 1.0
 
 
-@pytest.mark.parametrize(("command", "cls"), [("train", MaestroConfig), ("sft", SftConfig)])
+@pytest.mark.parametrize(
+    ("command", "cls"), [("train", MaestroConfig), ("sft", SftConfig), ("serve-rewards", ServeConfig)]
+)
 def test_the_help_of_a_command_lists_every_option(
     command: str, cls: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +95,7 @@ def test_the_help_shows_defaults_units_and_what_is_required(
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in ("train", "sft", "report"))
+    assert all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in ("train", "sft", "report", "serve-rewards"))
 
 
 def test_no_command_prints_the_overview_to_stderr_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:

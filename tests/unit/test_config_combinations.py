@@ -105,3 +105,61 @@ def test_shares_of_sources_are_numbers_above_0(probs: str) -> None:
 def test_there_is_a_share_for_each_source(probs: str) -> None:
     with pytest.raises(ValidationError, match="shares for the 2 sources of prompt_dataset"):
         mixture(probs)
+
+
+PARALLEL = {
+    "actor": {"model_name_or_path": "policy", "num_gpus_per_node": 6},
+    "ref": {"num_gpus_per_node": 2},
+    "ds": {"zero_stage": 1, "tensor_parallel_size": 2},
+}
+
+
+def test_responses_divide_over_data_parallel_ranks() -> None:
+    """90 responses over 6 ranks are 15 each; in pairs that share every layer they are 30 for each of 3 pairs."""
+    config = make_config(**PARALLEL)
+    assert (config.actor_data_ranks, config.ref_data_ranks, config.scoring_ranks) == (3, 1, 3)
+    with pytest.raises(ValidationError, match=r"do not divide over 3 ranks x train.micro_batch_size 4"):
+        make_config(**PARALLEL | {"train": {"micro_batch_size": 4}})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"ds": {"tensor_parallel_size": 2}}, r"Set ds.zero_stage to 1, or ds.tensor_parallel_size to 1"),
+        ({"actor": PARALLEL["actor"] | {"num_gpus_per_node": 5}}, r"actor.num_nodes x actor.num_gpus_per_node = 5"),
+        ({"ref": {"num_gpus_per_node": 3}}, r"Set ref.num_gpus_per_node to a multiple of 2"),
+        ({"ref": {"num_gpus_per_node": 8}}, r"over the 8 ranks of ref.* Nearest that does: 6 ranks"),
+    ],
+)
+def test_what_auto_tp_cannot_do(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make_config(**PARALLEL | changed)
+
+
+def test_micro_batches_by_tokens_hold_any_response() -> None:
+    by_tokens = {"dynamic_batch_enable": True, "max_tokens_per_gpu": 2048}
+    config = make_config(train=by_tokens)
+    assert config.update_token_budget == config.scoring_token_budget == 2048
+    assert make_config().update_token_budget is None
+    with pytest.raises(ValidationError, match=r"train.max_tokens_per_gpu .* Set it to 2048 or more"):
+        make_config(train=by_tokens | {"max_tokens_per_gpu": 2047})
+    with pytest.raises(ValidationError, match=r"rollout.max_tokens_per_gpu .* Set it to 2048 or more"):
+        make_config(train=by_tokens, rollout={"max_tokens_per_gpu": 100})
+    # Two GPUs that share every layer share its activations as well.
+    assert make_config(**PARALLEL, train=by_tokens | {"max_tokens_per_gpu": 1024}).update_token_budget == 2048
+
+
+def test_of_the_two_sizes_of_a_micro_batch_one_counts() -> None:
+    sizes = {"train": {"dynamic_batch_enable": True, "micro_batch_size": 5}, "rollout": {"micro_batch_size": 5}}
+    assert make_config(**sizes).notes() == [
+        "rollout.micro_batch_size has no effect with train.dynamic_batch_enable: true.",
+        "train.micro_batch_size has no effect with train.dynamic_batch_enable: true.",
+    ]
+    sizes = {"train": {"max_tokens_per_gpu": 9000}, "rollout": {"max_tokens_per_gpu": 9000}}
+    assert make_config(**sizes).notes() == [
+        "rollout.max_tokens_per_gpu has no effect with train.dynamic_batch_enable: false.",
+        "train.max_tokens_per_gpu has no effect with train.dynamic_batch_enable: false.",
+    ]
+    # Then only the responses themselves divide over the ranks: 90 over 3, whatever 7 is.
+    six = {"actor": {"model_name_or_path": "policy", "num_gpus_per_node": 3}}
+    make_config(**six, train={"dynamic_batch_enable": True, "micro_batch_size": 7})

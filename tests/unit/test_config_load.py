@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -397,3 +398,14 @@ def test_secrets_are_redacted_by_their_mark_and_at_any_depth() -> None:
 
 def test_the_shipped_schema_has_nothing_to_redact() -> None:
     assert "***" not in to_yaml(load())
+
+
+def test_what_a_data_source_does_not_say_stays_unsaid_in_the_written_configuration(tmp_path: Path) -> None:
+    length = {"kind": "length", "l_min": 10, "by_datasource": {"stories": {"l_max": 400}}}
+    argv = ["--actor.model_name_or_path", "p", "--data.prompt_dataset", "d.jsonl"]
+    config = load_config(MaestroConfig, [*argv, "--rewards.components", json.dumps([{"kind": "format"}, length])])
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    read = load_config(MaestroConfig, ["--config", str(file)])
+    assert read.rewards.components[1].parameter("l_min", "stories") == 10
+    assert read.rewards.components[1].parameter("l_max", "stories") == 400

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import multiprocessing
 import re
 import socket
 import sqlite3
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,7 +37,7 @@ from openrlhf_maestro.rewards.service import ServiceDown
 
 KEY_VARIABLE = "JUDGE_TEST_KEY"
 KEY = "secret-of-the-test"
-OPENING, CLOSING = r"\[{} (\w{{32}})\]\n", r"\n\[end of {} (\w{{32}})\]"
+OPENING, CLOSING = r"\[{} (\w{{16}})\]\n", r"\n\[end of {} (\w{{16}})\]"
 
 Answerer = Callable[[dict[str, Any]], tuple[int, str]]
 
@@ -269,7 +271,7 @@ def test_an_answer_cannot_close_its_part(endpoint: Endpoint) -> None:
     score(component(endpoint), group(responses(attack)))
     request = endpoint.requests[1]
     text = request["messages"][1]["content"]
-    own = re.findall(r"^\[end of answer (\w{32})\]$", text, re.MULTILINE)[-1]
+    own = re.findall(r"^\[end of answer (\w{16})\]$", text, re.MULTILINE)[-1]
     assert own != code
     assert text.count(f"[answer {own}]") == text.count(f"[end of answer {own}]") == 1
     before, inside, after = re.split(rf"\[(?:end of )?answer {own}\]", text)
@@ -285,8 +287,8 @@ def test_no_part_contains_the_code_and_equal_parts_have_equal_messages(
 ) -> None:
     messages = judge_messages("Rate.", question=question, reference=reference, answer=answer)
     assert messages == judge_messages("Rate.", question=question, reference=reference, answer=answer)
-    (code,) = set(re.findall(r"\[(?:end of )?answer (\w{32})\]", messages[1]["content"])) - set(
-        re.findall(r"\w{32}", f"{question} {reference} {answer}")
+    (code,) = set(re.findall(r"\[(?:end of )?answer (\w{16})\]", messages[1]["content"])) - set(
+        re.findall(r"\w{16}", f"{question} {reference} {answer}")
     )
     assert not any(code in part for part in (question, reference or "", answer))
     assert messages[1]["content"].count(code) == (4 if reference is None else 6)
@@ -351,7 +353,7 @@ def test_no_more_calls_at_a_time_than_allowed(endpoint: Endpoint) -> None:
     texts = responses(*map(str, range(8)))
     score(component(endpoint, concurrency=3), group(texts), group(texts, prompt="And at 0 C?"))
     assert len(endpoint.requests) == 16
-    assert endpoint.most_busy == 3
+    assert 1 < endpoint.most_busy <= 3
 
 
 # ── key and address ──
@@ -467,6 +469,22 @@ def test_a_cache_in_a_folder_that_cannot_be(endpoint: Endpoint, tmp_path: Path) 
         score(component(endpoint), group(responses("a")), cache=tmp_path / "taken" / "judge.sqlite")
 
 
+def test_it_is_made_in_one_thread_and_used_in_another(endpoint: Endpoint, tmp_path: Path) -> None:
+    """As a run does: scorers work in an event loop beside the main thread."""
+    file = tmp_path / "judge.sqlite"
+
+    async def use(scorer: JudgeScorer) -> list[Score]:
+        scores = list(await scorer.score(group(responses("a"))))
+        await scorer.close()
+        return scores
+
+    for _ in range(2):  # with and without a file that is there already
+        scorer = JudgeScorer(component(endpoint), cache=file)
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(asyncio.run, use(scorer)).result() == [0.5]
+    assert len(endpoint.requests) == 1
+
+
 def test_nothing_is_made_before_the_first_score(endpoint: Endpoint, tmp_path: Path) -> None:
     """The folder of a run is made, and an older one moved away, after the scorers."""
     file = tmp_path / "run" / "judge.sqlite"
@@ -474,26 +492,28 @@ def test_nothing_is_made_before_the_first_score(endpoint: Endpoint, tmp_path: Pa
     assert not file.parent.exists()
 
 
-_WRITER = """
-import sys
-from pathlib import Path
-from openrlhf_maestro.rewards.judge_cache import ScoreCache
-file, writer = Path(sys.argv[1]), int(sys.argv[2])
-cache = ScoreCache(file)
-for i in range(25):
-    cache.put(f"own {writer} {i}", i / 25)
-    cache.put(f"shared {i}", writer / 10)
-    assert cache.get(f"own {writer} {i}") == i / 25
-"""
+def write(file: Path, writer: int) -> None:
+    cache = ScoreCache(file)
+    for i in range(50):
+        cache.put(f"own {writer} {i}", i / 50)
+        cache.put(f"shared {i}", writer / 10)
+        assert cache.get(f"own {writer} {i}") == i / 50
+    cache.close()
 
 
 def test_several_processes_share_a_cache(tmp_path: Path) -> None:
+    """Which none of them has made: they begin at the same time."""
     file = tmp_path / "judge.sqlite"
-    writers = [subprocess.Popen([sys.executable, "-c", _WRITER, str(file), str(n)]) for n in range(3)]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    context = multiprocessing.get_context("fork")  # a fresh interpreter would spend seconds on imports
+    writers = [context.Process(target=write, args=(file, n)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
     cache = ScoreCache(file)
-    assert [cache.get(f"own {n} {i}") for n in range(3) for i in range(25)] == [i / 25 for i in range(25)] * 3
-    shared = [cache.get(f"shared {i}") for i in range(25)]
+    assert [cache.get(f"own {n} {i}") for n in range(3) for i in range(50)] == [i / 50 for i in range(50)] * 3
+    shared = [cache.get(f"shared {i}") for i in range(50)]
     assert all(value in (0.0, 0.1, 0.2) for value in shared)
     cache.put("shared 0", 1.0)
     assert cache.get("shared 0") == shared[0]  # the first that was stored stays

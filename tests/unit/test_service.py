@@ -83,7 +83,7 @@ def test_other_exceptions_pass_at_once() -> None:
     async def refused() -> str:
         raise RunError("refused")
 
-    with pytest.raises(RunError, match="^refused$"):
+    with pytest.raises(RunError, match=r"^refused$"):
         asyncio.run(make(retry_s=60).call(refused))
 
 
