@@ -198,6 +198,12 @@ class RemoteComponent(ComponentSection, ServiceOptions):
     component: str | None = option(None, "maestro: which of the server's components; default this one's name")
     token_env: str = option("MAESTRO_REWARD_TOKEN", "environment variable that holds the bearer token, if it is set")
 
+    @model_validator(mode="after")
+    def _one_reward_has_no_name(self) -> RemoteComponent:
+        if self.protocol == "openrlhf" and self.component is not None:
+            raise ValueError("component has no meaning with protocol: openrlhf, which has one reward: leave it out")
+        return self
+
 
 class CallableComponent(ComponentSection):
     """A Python function of yours, see docs/extending.md."""

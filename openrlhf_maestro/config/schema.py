@@ -256,8 +256,9 @@ class MaestroConfig(Section):
             )
 
     def _length_problems(self) -> Iterator[str]:
-        for component in self.rewards.components:
-            for source in ("", *component.by_datasource) if isinstance(component, LengthComponent) else ():
+        lengths = [part for part in self.rewards.components if isinstance(part, LengthComponent)]
+        for component in lengths:
+            for source in ("", *component.by_datasource):
                 l_min, l_max = component.limits(source, self.rollout.max_new_tokens)
                 if l_min >= l_max:
                     where = f" of {source}" if source else ""
@@ -351,10 +352,7 @@ def _does_not_divide(what: str, total: int, micro: int, ranks: int, name: str, g
     below, above = total // multiple * multiple, (total // multiple + 1) * multiple
     sizes = " or ".join(str(size // group) for size in (below, above) if size)
     micro_batches = f" x {name}.micro_batch_size {micro}" if micro > 1 else ""
-    yield (
-        f"{what} do not divide over {ranks} ranks{micro_batches}. "
-        f"Nearest {name}.batch_size that does: {sizes}."
-    )
+    yield f"{what} do not divide over {ranks} ranks{micro_batches}. Nearest {name}.batch_size that does: {sizes}."
 
 
 def _nearest_divisor(total: int, wanted: int) -> int:

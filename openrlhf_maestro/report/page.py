@@ -14,7 +14,14 @@ from markupsafe import Markup
 from openrlhf_maestro.report import figures, formats
 from openrlhf_maestro.report.responses import sample_groups, segments
 from openrlhf_maestro.report.run import Run, load_run
-from openrlhf_maestro.report.summary import accuracy_rows, cards, constant_weights, timing, weighting
+from openrlhf_maestro.report.summary import (
+    accuracy_rows,
+    cards,
+    component_times,
+    constant_weights,
+    timing,
+    weighting,
+)
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
@@ -74,6 +81,7 @@ def _content(run: Run) -> dict[str, Any]:
         "fault_panels": figures.fault_panels(run),
         "policy_panels": figures.policy_panels(run),
         "timing": times,
+        "component_times": component_times(run),
         "timing_panel": figures.timing_panel(times),
         "phase_colours": figures.PHASE_COLOURS,
         "smoothing": figures.smoothing_note(run),

@@ -96,6 +96,21 @@ class Timing:
         return sum(self.phases[phase]) / whole if whole else math.nan
 
 
+@dataclass(frozen=True)
+class ComponentTimes:
+    """Median seconds of a step that went into each reward component, and those that nothing else filled."""
+
+    seconds: dict[str, float]
+    wait: float  # the step waited for scores of the text alone; NaN where it was not logged
+
+
+def component_times(run: Run) -> ComponentTimes | None:
+    """None where no component's time was logged, as in older runs."""
+    logged = {name: run.series(f"time/reward/{name}_s") for name in run.components()}
+    medians = {name: _median(series.values) for name, series in logged.items() if series}
+    return ComponentTimes(medians, _median(run.series("time/reward_wait_s").values)) if medians else None
+
+
 def accuracy_rows(run: Run) -> list[AccuracyRow]:
     """One row a data set, sorted, and the overall one last: logged, or the sum of the others where all have n."""
     rows = []

@@ -26,6 +26,7 @@ from openrlhf_maestro.rewards import (
 from openrlhf_maestro.trainer.batch import Rollout, Scored, TokenValues, concatenate
 from openrlhf_maestro.trainer.measure import Measured, ModelCalls, as_experience
 from openrlhf_maestro.trainer.scoring import BackgroundScoring, TextScores
+from openrlhf_maestro.workers.packing import deal
 
 
 @dataclass
@@ -60,25 +61,27 @@ class ExperienceMaker:
         return replace(whole, policy_loss_tokens=self._policy_loss_tokens(whole.tokens, whole.truncated))
 
     def experiences(self, scored: Scored) -> list[Experience]:
-        """What the loss reads, as micro-batches for the policy's ranks, in order."""
+        """What the loss reads: one batch a data-parallel rank of the policy, in order."""
         samples = [as_experience(rollout) for rollout in scored.rollouts]
-        dropped = self._loss_dropped(scored.truncated)
-        size = self.config.rollout.micro_batch_size
-        batches = []
-        for start in range(0, len(samples), size):
-            rows = slice(start, start + size)
-            batch = Experience.concat_experiences(samples[rows], self.models.tokenizer.pad_token_id)
-            width = batch.action_mask.shape[1]
-            batch.action_log_probs = scored.tokens.log_probs[rows, :width]
-            if scored.tokens.ref_log_probs is not None:
-                batch.base_action_log_probs = scored.tokens.ref_log_probs[rows, :width]
-            batch.info = {
-                "advantage": scored.advantages[rows],
-                "loss_dropped": dropped[rows],
-                "token_entropy": scored.tokens.entropy[rows, :width],
-            }
-            batches.append(batch)
-        return batches
+        lengths = [int(sample.total_length) for sample in samples]
+        ranks = self.config.actor_data_ranks
+        order = torch.tensor(deal(lengths, self.config.train.batch_size, ranks))
+        return [self._experience(samples, scored, rows) for rows in order.chunk(ranks)]
+
+    def _experience(self, samples: Sequence[Experience], scored: Scored, rows: Tensor) -> Experience:
+        batch = Experience.concat_experiences(
+            [samples[row] for row in rows.tolist()], self.models.tokenizer.pad_token_id
+        )
+        width = batch.action_mask.shape[1]
+        batch.action_log_probs = scored.tokens.log_probs[rows, :width]
+        if scored.tokens.ref_log_probs is not None:
+            batch.base_action_log_probs = scored.tokens.ref_log_probs[rows, :width]
+        batch.info = {
+            "advantage": scored.advantages[rows],
+            "loss_dropped": self._loss_dropped(scored.truncated[rows]),
+            "token_entropy": scored.tokens.entropy[rows, :width],
+        }
+        return batch
 
     def _raw(
         self, rollouts: Sequence[Rollout], measured: Measured, text: TextScores

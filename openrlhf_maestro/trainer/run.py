@@ -59,7 +59,9 @@ def train(config: MaestroConfig) -> Path:
         CONSOLE.print(f"an earlier run of this name was moved to {moved}/", soft_wrap=True)
     try:
         return _train(resolved, device, data, components, run_dir, checkpoint)
-    except (MaestroError, KeyboardInterrupt):
+    except (MaestroError, KeyboardInterrupt) as error:
+        if error.__cause__ is not None:  # a function of the user's, a server
+            (run_dir.logs / "controller.log").write_text(traceback.format_exc())
         raise
     except Exception as error:
         # Whatever fails in a worker arrives here as one of many types of Ray: shown short, kept whole.

@@ -9,6 +9,9 @@ import torch
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.errors import ConfigError, UserError
 
+# Attention kernels that take a mask of their own for each row, which `shared_forward` needs.
+MASKED_ATTENTION = ("sdpa", "eager")
+
 
 def choose_device(choice: str) -> str:
     """ "cpu" or "cuda" for `run.device`.
@@ -23,11 +26,17 @@ def choose_device(choice: str) -> str:
 
 
 def check_device_options(config: MaestroConfig, device: str) -> None:
-    """Refuse what vLLM or PyTorch cannot do on a CPU.
+    """Refuse what vLLM or PyTorch cannot do on this device.
 
     Raises:
         ConfigError: naming the option.
     """
+    attention = attn_implementation(config.ds.attn_implementation, device)
+    if config.perplexity is not None and config.perplexity.shared_forward and attention not in MASKED_ATTENTION:
+        raise ConfigError(
+            f"the `{config.perplexity.label}` component: shared_forward needs an attention kernel that takes a 4D "
+            f"mask, and ds.attn_implementation is {attention} here. Set it to sdpa, or shared_forward to false."
+        )
     if device != "cpu":
         return
     if config.ds.param_dtype == "bf16":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import deepspeed
@@ -14,22 +12,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 
-@contextmanager
-def gathered(module: nn.Module, parameter: nn.Parameter) -> Iterator[None]:
-    """Within it `parameter` of `module` is whole on every rank; a collective under ZeRO-3 and AutoTP."""
-    with (
-        deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")),
-        GatherReplacedLayerParams([parameter], module),
-    ):
-        yield
-
-
 def save_gathered(module: nn.Module, path: Path) -> None:
-    """Gather parameter by parameter and let rank 0 write them, atomically."""
+    """Gather parameter by parameter (a collective under ZeRO-3 and AutoTP) and let rank 0 write them, atomically."""
     is_writer = torch.distributed.get_rank() == 0
     tensors = {}
     for name, parameter in module.named_parameters():
-        with gathered(module, parameter):
+        with (
+            deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")),
+            GatherReplacedLayerParams([parameter], module),
+        ):
             if is_writer:
                 tensors[name] = parameter.data.detach().cpu().clone()
     if is_writer:

@@ -30,12 +30,12 @@ from openrlhf_maestro.rewards.judge import JudgeScorer, judge_messages
 pytestmark = pytest.mark.integration
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-START_LIMIT_S, STOP_LIMIT_S = 300.0, 30.0
+START_LIMIT_S, STOP_LIMIT_S = 400.0, 30.0
 KEY_VARIABLE, KEY = "JUDGE_TEST_KEY", "local"
 QUESTION, REFERENCE = "How many in all: 3 owl 2 hat?", "5"
 ANSWERS = ("5", "4", "a cat", "the dog calls", "There are five of them in all.")
 # Every text it allows is a number that the judge accepts.
-NUMBERS = {"structured_outputs": {"regex": r"0\.[0-9]{1,2}|1\.0"}}
+NUMBERS = {"structured_outputs": {"regex": r"0\.[0-9]{2}|1\.0"}}
 
 
 @contextmanager
@@ -56,8 +56,8 @@ def process(command: list[str], environment: dict[str, str], log: Path) -> Itera
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The endpoint of `vllm serve` in fp32, up and ready."""
-    # Byte-level tokens of a small vocabulary: the judge's instructions alone take several hundred.
-    model = ensure_asset("policy_base", ASSETS, PolicyRecipe(max_position_embeddings=2048))
+    # The judge's instructions take hundreds of tokens of its small vocabulary; large weights, so that its replies differ.
+    model = ensure_asset("policy_base", ASSETS, PolicyRecipe(max_position_embeddings=2048, initializer_range=0.2))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -43,6 +43,16 @@ def test_what_a_cpu_cannot_do(sections: dict[str, Any], option: str) -> None:
     check_device_options(config, "cuda")
 
 
+def test_one_forward_for_both_branches_needs_a_mask_of_its_own() -> None:
+    components = [{"kind": "format"}, {"kind": "perplexity", "shared_forward": True}]
+    config = make_config(rewards={"components": components})
+    check_device_options(config, "cpu")
+    with pytest.raises(ConfigError, match=r"shared_forward.*ds\.attn_implementation is flash_attention_2 here"):
+        check_device_options(config, "cuda")
+    masked = make_config(rewards={"components": components}, ds={"attn_implementation": "sdpa"})
+    check_device_options(masked, "cuda")
+
+
 def test_only_components_with_a_forward_of_their_own_are_used_once() -> None:
     lengths = [{"kind": "length"}, {"kind": "length", "name": "short", "l_max": 10}]
     assert make_config(rewards={"components": lengths}).component_names == ["length", "short"]

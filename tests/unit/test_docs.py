@@ -18,6 +18,7 @@ from openrlhf_maestro.conductor import ConductorSettings, make_orchestrator
 from openrlhf_maestro.config.fields import options
 from openrlhf_maestro.config.load import ConfigError, load_config
 from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.config.serve import ServeConfig
 from openrlhf_maestro.config.sft import SftConfig
 from openrlhf_maestro.data.prompts import Prompt
 from openrlhf_maestro.rollout.responses import Response
@@ -32,6 +33,7 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 WRITTEN = tuple(page for page in sorted(DOCS.glob("*.md")) if page.name != "configuration.md")
 
 SOURCE, NAMES = "a data set", ("one", "two")
+CONFIGURED = {"train": MaestroConfig, "sft": SftConfig, "serve-rewards": ServeConfig}
 # Packages that import without Ray, vLLM, DeepSpeed and OpenRLHF.
 PLAIN = ("rewards", "conductor", "objective", "data", "evaluation", "report", "launch", "config")
 METRIC = re.compile(r"(?:time|rollout|reward|advantage|conductor|policy|eval)/")
@@ -283,7 +285,8 @@ def test_documented_configurations_are_accepted_and_have_no_dead_option(text: st
     (tmp_path / "examples").symlink_to(ROOT / "examples")  # for those that extend a shipped one
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    assert load_config(MaestroConfig, ["--config", str(file)]).notes() == []
+    served = "serve" in yaml.safe_load(text)
+    assert load_config(ServeConfig if served else MaestroConfig, ["--config", str(file)]).notes() == []
 
 
 def documented_commands() -> list[tuple[str, list[str]]]:
@@ -293,7 +296,7 @@ def documented_commands() -> list[tuple[str, list[str]]]:
             for line in text.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 starts = [at for at, word in enumerate(words) if Path(word).name == "maestro"]
-                if starts and len(words) > starts[0] + 1 and words[starts[0] + 1] in ("train", "sft"):
+                if starts and len(words) > starts[0] + 1 and words[starts[0] + 1] in CONFIGURED:
                     commands.append((page.name, words[starts[0] + 1 :]))
     return commands
 
@@ -305,7 +308,7 @@ def test_documented_commands_are_accepted(page: str, words: list[str], monkeypat
     if "--config" in argv and not Path(argv[argv.index("--config") + 1]).is_file():
         assert argv[argv.index("--config") + 1].count("/") == 0, f"{page}: a shipped configuration that does not exist"
         return
-    config = load_config(MaestroConfig if command == "train" else SftConfig, argv)
+    config = load_config(CONFIGURED[command], argv)
     assert config.model_dump()
 
 
@@ -326,7 +329,7 @@ def test_options_that_are_said_to_be_unknown_are(name: str) -> None:
 
 
 def test_options_named_in_the_pages_exist() -> None:
-    declared = {known.name for cls in (MaestroConfig, SftConfig) for known in options(cls)}
+    declared = {known.name for cls in CONFIGURED.values() for known in options(cls)}
     sections = {name.partition(".")[0] for name in declared}
     named = {
         (page.name, name)

@@ -326,8 +326,15 @@ def test_an_answer_that_is_no_chat_completion_stops_at_once(endpoint: Endpoint, 
 
 def test_one_refusal_ends_the_calls_of_its_group(endpoint: Endpoint) -> None:
     endpoint.replies((400, "no"))
-    with pytest.raises(RunError, match="status 400"):
-        score(component(endpoint, concurrency=1), group(responses(*"abcdefgh")))
+
+    async def run() -> None:
+        scorer = JudgeScorer(component(endpoint, concurrency=1), cache=None)
+        with pytest.raises(RunError, match="status 400"):
+            await scorer.score(group(responses(*"abcdefgh")))
+        await asyncio.sleep(0.5)  # in which the others would be asked about
+        await scorer.close()
+
+    asyncio.run(run())
     assert len(endpoint.requests) <= 2
 
 

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_maestro.objective import entropy_threshold, kl_loss, kl_per_token, loss_denominator, policy_loss
+from openrlhf_maestro.objective import (
+    entropy_threshold,
+    kl_loss,
+    kl_per_token,
+    loss_denominator,
+    policy_loss,
+    reward_kl,
+)
 
 LOSS_TYPES = ["dr_grpo", "grpo", "token_mean"]
 LEVELS = ["sequence", "token"]
@@ -340,3 +347,54 @@ def test_kl_loss_refuses_what_does_not_fit() -> None:
         kl_loss(zeros, torch.zeros(2, 4), zeros, loss_type="grpo", max_completion_length=3)
     with pytest.raises(ValueError, match="estimator must be one of k1, k2, k3"):
         kl_loss(zeros, zeros, zeros, estimator="k4", loss_type="grpo", max_completion_length=3)
+
+
+E = math.e
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [("k1", [0, 1, 0]), ("k2", [1, 1.5, 0]), ("k3", [1 / E + E - 2, 2 / E + E - 2, 0])],
+)
+def test_kl_in_the_reward_by_hand(estimator, expected: list[float]) -> None:
+    """d = 1 and -1; d = 1, -1 and 1; no token. Summed, not averaged: k3 is 1 / e for d = 1 and e - 2 for d = -1."""
+    log_probs = torch.tensor([[-1.0, -2.0, math.nan], [-1.0, -2.0, 0.0], [math.inf, 0.0, 0.0]], requires_grad=True)
+    ref_log_probs = torch.tensor([[-2.0, -1.0, math.inf], [-2.0, -1.0, -1.0], [1.0, 2.0, 3.0]])
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    kl = reward_kl(log_probs, ref_log_probs, mask, estimator)
+    torch.testing.assert_close(kl, torch.tensor(expected, dtype=torch.float32))
+    assert not kl.requires_grad
+
+
+def test_kl_in_the_reward_is_k1_whose_policy_gradient_is_that_of_the_kl() -> None:
+    """Over all pairs of tokens: the gradient of E[KL estimate] through the samples' log-probs, against autograd's."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    logp = logits.log_softmax(-1)
+    ref_logp = torch.randn(2, 5, generator=generator, dtype=torch.float64).log_softmax(-1)
+    pairs = torch.cartesian_prod(torch.arange(5), torch.arange(5))
+    sampled, reference = (table[torch.arange(2), pairs] for table in (logp, ref_logp))  # (25, 2)
+    probability = sampled.sum(-1).exp().detach()
+    penalty = reward_kl(sampled, reference, torch.ones(25, 2), "k1")
+    (through_reward,) = torch.autograd.grad((probability * penalty * sampled.sum(-1)).sum(), logits, retain_graph=True)
+    (exact,) = torch.autograd.grad((logp.exp() * (logp - ref_logp)).sum(), logits)
+    torch.testing.assert_close(through_reward, exact)
+
+
+def test_kl_in_the_reward_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="ref_log_probs"):
+        reward_kl(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="estimator must be one of k1, k2, k3"):
+        reward_kl(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3), "k4")
+
+
+def test_a_correction_weighs_tokens_and_keeps_the_denominator() -> None:
+    """Loss -A for each token at ratio 1, weights 2, 0 and 1/2; masked tokens' weights do not count."""
+    logp = torch.zeros(1, 4, requires_grad=True)
+    weights = torch.tensor([[2.0, 0.0, 0.5, 7.0]], requires_grad=True)
+    mask = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    loss = policy_loss(logp, torch.zeros(1, 4), torch.tensor([3.0]), mask, **PLAIN, correction=weights)
+    assert loss.item() == pytest.approx(-3 * 2.5 / L_MAX)
+    loss.backward()
+    torch.testing.assert_close(logp.grad, torch.tensor([[-6.0, 0.0, -1.5, 0.0]]) / L_MAX)
+    assert weights.grad is None

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from openrlhf_maestro.config.components import RemoteComponent
-from openrlhf_maestro.errors import RunError
+from openrlhf_maestro.config.load import load_config
+from openrlhf_maestro.config.serve import ServeConfig
+from openrlhf_maestro.errors import ConfigError, RunError
 from openrlhf_maestro.rewards import service
 from openrlhf_maestro.rewards.address import refuse_link_local, shown
 from openrlhf_maestro.rewards.components import Context, make_components
@@ -161,10 +163,12 @@ def test_components_of_one_server_share_a_request(stub: Stub) -> None:
     assert all(body["components"] == ["a", "quality"] for _, body in stub.requests)
 
 
-@pytest.mark.parametrize("other", [{"timeout_s": 7}, {"token_env": "OTHER"}, {"protocol": "openrlhf"}])
+@pytest.mark.parametrize(
+    "other", [{"timeout_s": 7}, {"token_env": "OTHER"}, {"protocol": "openrlhf", "component": None}]
+)
 def test_what_differs_is_not_shared(stub: Stub, other: dict[str, Any]) -> None:
     stub.replies = [Reply(scores([[1], [2]]) | {"rewards": [3, 4]})]
-    sections = [stub.section(), stub.section(name="b", component="a", **other)]
+    sections = [stub.section(), stub.section(**({"name": "b", "component": "a"} | other))]
     components = make_components(sections, Context(max_new_tokens=1))
 
     async def call() -> None:
@@ -206,7 +210,7 @@ def test_a_status_that_may_pass_is_retried(stub: Stub, status: int) -> None:
 
 def test_what_does_not_pass_in_time_is_missing(stub: Stub) -> None:
     stub.replies = [Reply({"detail": "overloaded"}, 503)]
-    first, second = ask(stub.section(retry_s=0.1))
+    first, second = ask(stub.section(retry_s=2))
     assert isinstance(first, Missing) and first == second
     assert first.reason == f'{stub.url} answers with status 503: {{"detail": "overloaded"}}'
     assert len(stub.requests) > 1
@@ -281,6 +285,26 @@ def test_a_nan_is_missing(stub: Stub) -> None:
 
 
 # ── addresses ──
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        ({"url": "ftp://host/score"}, "http:// or https://"),
+        ({"url": "file:///etc/passwd"}, "http:// or https://"),
+        ({"url": "host:8765/score"}, "http:// or https://"),
+        ({"url": "http://me:secret@host/score"}, "environment variables"),
+        ({"url": "ftp://me:secret@host/score"}, "environment variables"),
+        ({"url": "http://host:x/score"}, "Port"),
+        ({"url": "http://169.254.169.254/latest"}, "link-local"),
+        ({"url": "http://host/get_reward", "protocol": "openrlhf", "component": "b"}, "component has no meaning"),
+    ],
+)
+def test_what_the_configuration_refuses(options: dict[str, Any], fragment: str) -> None:
+    file_option = json.dumps([{"kind": "remote"} | options])
+    with pytest.raises(ConfigError) as caught:
+        load_config(ServeConfig, ["--rewards.components", file_option])
+    assert fragment in str(caught.value) and "secret" not in str(caught.value)
 
 
 def resolving_to(*addresses: str) -> Callable[..., Any]:

@@ -76,6 +76,10 @@ def make_run(
     return folder
 
 
+# Seconds at the last step; they grow evenly from 0, so that the median of 60 steps is 30.5 / 60 of them.
+COMPONENT_TIMES = {"format": 0.012, "perplexity": 0.6, "entropy": 0.0, "length": 0.024, "preference": 1.2}
+
+
 def _evaluation(rng: np.random.Generator, progress: float, families: tuple[str, ...]) -> dict[str, float]:
     n, before = 60, {"comparing": 0.45, "counting": 0.25, "creative": 0.9, "social": 0.57, "translation": 0.8}
     right = {family: int(rng.binomial(n, min(0.97, before[family] + 0.12 * progress))) for family in families}
@@ -123,6 +127,8 @@ def _training_record(rng: np.random.Generator, step: int, steps: int, families: 
         "policy/kl": 0.02 * done + abs(float(rng.normal(0, 0.002))),
         "policy/grad_norm": float(rng.lognormal(-1, 0.2)),
         "policy/lr": 1e-4 * (1 - done) + 1e-6,
+        **{f"time/reward/{name}_s": slow * done for name, slow in COMPONENT_TIMES.items()},
+        "time/reward_wait_s": 0.002,
         "conductor/entropy": float(-(overall * np.log(overall)).sum()),
         "conductor/temperature": 1 - 0.02 * done,
         "conductor/updates": step // 3,
@@ -312,6 +318,23 @@ def test_the_cards_say_what_the_files_hold(run_dir: Path) -> None:
     }
 
 
+def test_the_time_of_each_component_is_a_median_over_the_steps(run_dir: Path) -> None:
+    source = (run_dir / "report.html").read_text(encoding="utf-8")
+    table = source.partition("Work on each reward component")[2].partition("</table>")[0]
+    rows = dict(re.findall(r'<th scope="row">([\w ]+)</th><td class="num">([\d.]+)', table))
+    expected = {name: 30.5 / 60 * time for name, time in COMPONENT_TIMES.items()} | {"waited for": 0.002}
+    assert {name: float(value) for name, value in rows.items()} == pytest.approx(expected, rel=0.01)
+
+
+def test_a_run_that_logged_no_component_times_has_no_such_table(copy: Path) -> None:
+    timed = re.compile("time/reward")
+    write_records(
+        copy,
+        [{key: value for key, value in record.items() if not timed.match(key)} for record in read_records(copy)],
+    )
+    assert "Work on each reward component" not in write_report(copy).read_text(encoding="utf-8")
+
+
 def test_the_accuracy_table_counts_responses(run_dir: Path) -> None:
     before, after = read_records(run_dir)[0], read_records(run_dir)[-1]
     text = Page(run_dir / "report.html").text
@@ -404,7 +427,7 @@ def test_bars_are_as_long_as_normalised_value_and_weight(copy: Path) -> None:
     edit_rows(
         copy / "rollouts/step_000060.parquet", norm_format=0.25, weight_format=0.4, norm_length=1.7, raw_length=None
     )
-    source = write_report(copy).read_text(encoding="utf-8")
+    source = write_report(copy).read_text(encoding="utf-8").partition('<section id="time">')[2].partition("</section>")[2]
     rows = re.findall(r'<th scope="row">(format|length)\b.*?</tr>', source, flags=re.DOTALL)
     assert len(rows) == 2 * len(SMALL) * GROUP_SIZE
     bars = re.search(r'<th scope="row">format\b.*?--share: ([\d.]+)%.*?--share: ([\d.]+)%', source, flags=re.DOTALL)

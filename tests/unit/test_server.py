@@ -6,8 +6,10 @@ import asyncio
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,12 +18,13 @@ import pytest
 import torch
 
 from openrlhf_maestro.config.components import FormatComponent, LengthComponent
-from openrlhf_maestro.config.serve import ServeSection
+from openrlhf_maestro.config.load import load_config
+from openrlhf_maestro.config.serve import ServeConfig, ServeSection
 from openrlhf_maestro.errors import RunError
 from openrlhf_maestro.rewards import normalize
 from openrlhf_maestro.rewards.components import Component, Context, make_components
 from openrlhf_maestro.rewards.groups import FAULT, Group, Missing, Score
-from openrlhf_maestro.rewards.panel import Panel, PreferenceScorer
+from openrlhf_maestro.rewards.panel import Panel, PreferenceScorer, make_panel
 from openrlhf_maestro.rewards.queries import QueryReader
 from openrlhf_maestro.rewards.server import make_app
 from openrlhf_maestro.rewards.service import ServiceDown
@@ -387,3 +390,20 @@ def test_the_preference_model_reads_the_conversation() -> None:
     # A text too long for the model and an empty one are at fault; no number is missing.
     assert [row[0] for row in answer.json()["groups"][0]["scores"]] == [1.5, "fault", None, "fault"]
     assert seen == [([[{"role": "user", "content": "p"}]] * 4, ["x", "much too long", "y", " "])]
+
+
+# ── docs/serving.md ──
+
+
+def test_the_example_of_the_page_is_answered_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (docs / "serving.md").read_text(), re.DOTALL)
+    configuration = next(text for language, text in blocks if language == "yaml")
+    request, expected = (text for language, text in blocks if language == "json")
+    function = re.search(r"```python\n(.*?)```", (docs / "extending.md").read_text(), re.DOTALL)
+    assert function is not None
+    (tmp_path / "my_rewards.py").write_text(function.group(1))
+    (tmp_path / "my_server.yaml").write_text(configuration)
+    monkeypatch.chdir(tmp_path)
+    served = make_panel(load_config(ServeConfig, ["--config", "my_server.yaml"]))
+    assert send(served, "POST", "/score", request.encode()).json() == json.loads(expected)

@@ -54,21 +54,31 @@ def test_without_time_for_retries_the_value_is_missing_with_the_reason() -> None
 
 
 def test_waits_grow_and_are_jittered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.05)
-    seen: list[float] = []
-    asyncio.run(make(retry_s=5).call(failing(3, seen=seen)))
-    waits = [b - a for a, b in itertools.pairwise(seen)]
-    # 0.05 x 1, 2, 4, each with 0 to 0.05 of jitter; another 0.1 for a machine that is busy.
-    for wait, least in zip(waits, (0.05, 0.1, 0.2), strict=True):
-        assert least <= wait < least + 0.05 + 0.1
+    waits: list[float] = []
+
+    async def no_sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.5)
+    monkeypatch.setattr(asyncio, "sleep", no_sleep)
+    for _ in range(2):
+        assert asyncio.run(make(retry_s=1000).call(failing(9))) == "done"
+    # 0.5 s doubled each time up to 30 s, each with up to 0.5 s more.
+    least = [0.5, 1, 2, 4, 8, 16, 30, 30, 30] * 2
+    assert all(low <= wait <= low + 0.5 for wait, low in zip(waits, least, strict=True))
+    assert waits[:9] != waits[9:]
 
 
-def test_no_attempt_starts_after_the_cap_on_the_total() -> None:
+def test_a_wait_that_would_end_after_the_cap_on_the_total_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 30.0)
     seen: list[float] = []
     started = time.monotonic()
-    assert isinstance(asyncio.run(make(retry_s=0.2).call(failing(10**6, seen=seen))), Missing)
-    # A wait is computed before it begins, so an attempt may be late by what asyncio.sleep oversleeps.
-    assert len(seen) > 2 and seen[-1] - started < 0.2 + 0.1
+    assert asyncio.run(make(retry_s=20).call(failing(1, seen=seen))) == Missing("failure 1")
+    assert len(seen) == 1 and time.monotonic() - started < 20
+
+
+def test_the_total_is_capped() -> None:
+    assert isinstance(asyncio.run(make(retry_s=0.3).call(failing(10**9))), Missing)
 
 
 def test_an_attempt_that_takes_too_long_has_failed() -> None:
