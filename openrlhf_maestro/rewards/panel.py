@@ -44,7 +44,12 @@ class Panel:
     async def scores(self, group: Group, names: Collection[str]) -> dict[str, list[Score]]:
         """The (G,) raw scores of the components `names` of a group; a closed gate is the response's fault."""
         gates = {gate for name in names if (gate := self.components[name].gate) is not None}
-        used = [component for name, component in self.components.items() if name in gates.union(names)]
+        # The gate of one that was not asked for, and is a gate only, does not matter.
+        used = [
+            component if component.name in names else replace(component, gate=None)
+            for component in self.components.values()
+            if component.name in gates.union(names)
+        ]
         given = await asyncio.gather(*(self._scorers[component.name].score(group) for component in used))
         raw = torch.tensor([[_number(score) for score in column] for column in given], dtype=torch.float64)
         gated = apply_gates(raw.T, used).T.tolist()

@@ -41,6 +41,17 @@ def as_group(rollouts: Sequence[Rollout], tokenizer: Any) -> Group:
     )
 
 
+def first_equals(rollouts: Sequence[Rollout]) -> Tensor:
+    """(B,) long: the row of the first response with the same tokens in the same group, often the row itself.
+
+    Equal responses are equally good. What a model says of them differs by rounding, with the padding and the rank they
+    were read on, and ranks would make a whole place of that.
+    """
+    first: dict[tuple[Any, ...], int] = {}
+    rows = [first.setdefault((rollout.group, *rollout.response.token_ids), row) for row, rollout in enumerate(rollouts)]
+    return torch.tensor(rows)
+
+
 @dataclass
 class TokenValues:
     """Values of B responses, right-padded to one width T - 1; position t is that of the prediction of token t + 1."""

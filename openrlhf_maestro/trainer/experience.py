@@ -23,7 +23,7 @@ from openrlhf_maestro.rewards import (
     scalarize,
     summarize,
 )
-from openrlhf_maestro.trainer.batch import Rollout, Scored, TokenValues, concatenate
+from openrlhf_maestro.trainer.batch import Rollout, Scored, TokenValues, concatenate, first_equals
 from openrlhf_maestro.trainer.measure import Measured, ModelCalls, as_experience
 from openrlhf_maestro.trainer.scoring import BackgroundScoring, TextScores
 from openrlhf_maestro.workers.packing import deal
@@ -94,10 +94,11 @@ class ExperienceMaker:
             reference_nll=measured.reference_nll,
             preference=measured.preference,
         )
+        equals = first_equals(rollouts)
         columns, seconds = [], {}
         for component, section in zip(self.components, self.config.rewards.components, strict=True):
             if isinstance(component.scorer, MeasuredScorer):
-                columns.append(component.scorer.score(features))
+                columns.append(component.scorer.score(features)[equals])
                 seconds[component.name] = measured.seconds.get(section.kind, 0.0)
             else:
                 columns.append(text.columns[component.name])

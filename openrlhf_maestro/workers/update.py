@@ -80,12 +80,12 @@ class PolicyTrainer(ActorPPOTrainer):
             engine.step()
             totals += statistics
         torch.distributed.all_reduce(totals, group=self._data_parallel)
-        loss_sum, kl_sum, clipped, weights, tokens = totals.tolist()
+        loss_sum, kl_sum, clipped, filtered, tokens = totals.tolist()
         return {
             "loss": loss_sum,
             "kl": kl_sum / max(tokens, 1),
             "clip_ratio": clipped / max(tokens, 1),
-            "is_correction_weight": weights / tokens if tokens else 1.0,
+            "is_filter_ratio": filtered / max(tokens, 1),
             "grad_norm": self.strategy.get_grad_norm(self.actor),
             "lr": lr,
         }
@@ -93,7 +93,7 @@ class PolicyTrainer(ActorPPOTrainer):
     def _loss(
         self, batch: dict[str, Tensor], threshold: float | None, denominator: float, beta: float
     ) -> tuple[Tensor, Tensor]:
-        """This micro-batch's share of the loss; for the log (loss, KL, clipped tokens, weights, tokens), all sums."""
+        """This micro-batch's share of the loss; for the log (loss, KL, clipped, filtered, all tokens), sums."""
         config = self.maestro
         current = token_forward(
             self.actor.model,
@@ -129,14 +129,15 @@ class PolicyTrainer(ActorPPOTrainer):
         with torch.no_grad():
             ratio = self._ratio(current.log_probs - batch["old_log_probs"], mask)
             clipped = (((ratio < 1 - eps_low) | (ratio > 1 + eps_high)) * mask).sum()
-            kl_sum = torch.zeros((), device=mask.device)
+            filtered = kl_sum = torch.zeros((), device=mask.device)
+            if correction is not None:
+                filtered = ((correction != (batch["old_log_probs"] - batch["rollout_log_probs"]).exp()) * mask).sum()
         if beta > 0:
             ref_log_probs, estimator = batch["ref_log_probs"], config.algo.kl.estimator
             kl_sum = (kl_per_token(current.log_probs.detach(), ref_log_probs, estimator) * mask).sum()
             if config.objective.kl_in == "loss":
                 loss = loss + beta * kl_loss(current.log_probs, ref_log_probs, mask, estimator=estimator, **shared)
-        weights = mask if correction is None else correction * mask
-        return loss, torch.stack([loss.detach(), kl_sum, clipped, weights.sum(), mask.sum()]).double()
+        return loss, torch.stack([loss.detach(), kl_sum, clipped, filtered, mask.sum()]).double()
 
     def _correction(self, batch: dict[str, Tensor]) -> Tensor | None:
         """(B, T - 1) weights for vLLM's probabilities being a little different; None where that is off."""

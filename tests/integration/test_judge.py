@@ -56,7 +56,7 @@ def process(command: list[str], environment: dict[str, str], log: Path) -> Itera
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The endpoint of `vllm serve` in fp32, up and ready."""
-    # The judge's instructions take hundreds of tokens of its small vocabulary; large weights, so that its replies differ.
+    # The instructions take hundreds of tokens of its small vocabulary. Large weights, so that its replies differ.
     model = ensure_asset("policy_base", ASSETS, PolicyRecipe(max_position_embeddings=2048, initializer_range=0.2))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

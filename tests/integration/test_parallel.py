@@ -11,7 +11,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -335,6 +335,19 @@ def test_a_checkpoint_brings_back_policy_optimiser_and_reference(case: Case, sce
 def test_the_final_model_is_whole(case: Case, scenario: str) -> None:
     result = case.result[scenario]
     assert_weights(result["final"], result["resumed"]["update"]["weights"], atol=0)
+
+
+def test_a_run_under_auto_tp_by_tokens_is_that_of_zero_3(
+    main_run: Any, main_options: dict[str, Any], finished: Callable[..., Any]
+) -> None:
+    """The same first step; vLLM has the policy's weights after each, and a synchronised reference does not stop it."""
+    options = {"ds.zero_stage": 1, "ds.tensor_parallel_size": 2, "ref.num_gpus_per_node": 2}
+    by_tokens = {"train.dynamic_batch_enable": "true", "train.max_tokens_per_gpu": 256}
+    run = finished(main_options | options | by_tokens | {"eval.dataset": "null"})
+    for name in ("reward/scalar_mean", "policy/loss", "policy/kl", "policy/grad_norm"):
+        assert run.steps()[0][name] == pytest.approx(main_run.steps()[0][name], rel=1e-3, abs=1e-6), name
+    assert len(run.steps()) == len(main_run.steps())
+    assert all(step["rollout/logprob_diff_mean"] < 1e-5 for step in run.steps())
 
 
 def assert_agree(found: Tensor, expected: Tensor) -> None:

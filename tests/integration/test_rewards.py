@@ -130,7 +130,7 @@ def test_time_and_correction_are_logged(run: Any) -> None:
         assert line["time/reward/brief_s"] > 0 and line["time/reward/format_s"] > 0
         assert 0 <= line["time/reward_wait_s"] <= line["time/experience_s"]
         # vLLM and the trainer differ by rounding alone: nothing is corrected.
-        assert line["policy/is_correction_weight"] == pytest.approx(1, abs=1e-4)
+        assert line["policy/is_filter_ratio"] == 0
 
 
 # ── a scorer that goes down ──
@@ -205,3 +205,37 @@ def test_a_scorer_that_goes_down_ends_the_run_with_a_checkpoint(
     server.down = False
     again = finished(options | {"run.max_steps": done + 2}, directory=tmp_path / "run")
     assert [line["step"] for line in again.metrics()] == list(range(1, done + 3)), "each step once, none lost"
+
+
+# ── other ways through the models ──
+
+
+def test_batching_by_tokens_and_one_forward_for_both_branches_change_nothing(
+    main_run: Any, finished: Callable[..., Any], main_options: dict[str, Any]
+) -> None:
+    """The first step of `main_run` once more. Rounding differs with the padding: 1e-4 on raw scores of size 1."""
+    components = [{"kind": name} for name in ("format", "entropy", "length", "preference")]
+    components.insert(1, {"kind": "perplexity", "answer_prefix": "<answer>", "shared_forward": True})
+    run = finished(
+        main_options
+        | {
+            "run.max_steps": 1,
+            "rewards.components": as_yaml(components),
+            "train.dynamic_batch_enable": True,
+            "train.max_tokens_per_gpu": 512,
+            "rollout.max_tokens_per_gpu": 300,
+            "ckpt.save_steps": -1,
+            "eval.dataset": "null",
+        }
+    )
+    found, expected = run.rollouts(1), main_run.rollouts(1)
+    assert found["response"] == expected["response"]
+    for name in ("format", "perplexity", "entropy", "length", "preference"):
+        assert found[f"raw_{name}"] == pytest.approx(expected[f"raw_{name}"], abs=1e-4), name
+    assert found["kl"] == pytest.approx(expected["kl"], abs=1e-6)
+    assert found["advantage"] == pytest.approx(expected["advantage"], abs=1e-4)
+    step, same = run.steps()[0], main_run.steps()[0]
+    assert step["policy/grad_norm"] == pytest.approx(same["policy/grad_norm"], rel=1e-4)
+    assert step["policy/loss"] == pytest.approx(same["policy/loss"], abs=1e-6)
+    assert same["time/reward/perplexity_s"] > 0
+    assert step["time/reward/perplexity_s"] == 0, "it has no forward of its own"

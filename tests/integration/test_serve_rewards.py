@@ -287,6 +287,41 @@ def test_the_console_says_what_is_served_and_nothing_that_was_sent(server: Proce
     assert SECRET not in server.output and TOKEN not in server.output
 
 
+def test_a_run_gets_the_values_that_it_would_compute_itself(
+    serve: Serve, finished: Callable[..., Any], small_options: dict[str, Any]
+) -> None:
+    tokenizer = ensure_asset("policy_base", REPOSITORY / "assets")
+    weights = json.dumps({"format": 1, "length": 0})
+    served = serve(
+        [{"kind": "format"}, {"kind": "length", "l_max": small_options["rollout.max_new_tokens"]}],
+        **{"serve.policy_tokenizer": tokenizer, "rewards.weights": weights},
+    )
+    far = {"kind": "remote", "url": served.url, "retry_s": 0}
+    components = [
+        {"kind": "format"},
+        {"kind": "length"},
+        far | {"name": "far_format", "component": "format", "normalisation": "none"},
+        far | {"name": "far_length", "component": "length"},
+        far | {"name": "single", "protocol": "openrlhf", "url": served.url.replace("/score", "/get_reward")},
+    ]
+    run = finished(
+        small_options
+        | {
+            "run.max_steps": 2,
+            "eval.dataset": "null",
+            "algo.kl.init_coef": 0,
+            "conductor.kind": "equal",
+            "rewards.components": json.dumps(components),
+        }
+    )
+    for step in (1, 2):
+        rows = run.rollouts(step)
+        assert rows["raw_far_format"] == rows["raw_format"] == rows["raw_single"]
+        assert rows["raw_far_length"] == rows["raw_length"]
+        assert len(set(rows["raw_format"])) > 1 or len(set(rows["raw_length"])) > 1
+        assert rows["norm_far_format"] == rows["norm_format"]
+
+
 # ── the preference model ──
 
 

@@ -130,11 +130,6 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     save_with_tokenizer(model, folder / "model")
     generator = torch.Generator().manual_seed(1)
     ids, attention, action = right_padded(PROMPT_TOKENS, RESPONSE_TOKENS, generator)
-    # Each after its response's first token, the first of its own tokens not counted.
-    answers = [
-        TeacherForced(prompt + 1, torch.randint(1, VOCABULARY, (tokens + 1,), generator=generator).tolist(), 1)
-        for prompt, tokens in zip(PROMPT_TOKENS, REFERENCE_TOKENS, strict=True)
-    ]
     with torch.no_grad():
         current = token_log_probs(model, ids, attention, TEMPERATURE)
     mask = action.float()
@@ -143,6 +138,11 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     old = (current + offset) * mask
     ref = (current + 0.5 * torch.randn(current.shape, generator=generator)) * mask
     entropy = torch.rand(current.shape, generator=generator) * 3 * mask
+    # Each after its response's first token, the first of its own tokens not counted.
+    answers = [
+        TeacherForced(prompt + 1, torch.randint(1, VOCABULARY, (tokens + 1,), generator=generator).tolist(), 1)
+        for prompt, tokens in zip(PROMPT_TOKENS, REFERENCE_TOKENS, strict=True)
+    ]
     advantages = torch.tensor([1.0, -1.0, 2.0, -2.0, 1.5, 0.0, 0.5, -0.5]) * 40
     batches = [
         {

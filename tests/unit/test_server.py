@@ -138,6 +138,16 @@ def test_a_closed_gate_is_the_responses_fault_also_where_the_gate_is_not_asked_f
     assert group == {"scores": [[0.3], ["fault"], ["fault"], [None]], "reasons": {"a": "its gate has no value"}}
 
 
+def test_gates_do_not_follow_one_another() -> None:
+    first, second = component("first", [0.0, 1.0]), component("second", [1.0, 0.0], gate="first")
+    served = Panel([first, second, component("a", [0.3, 0.3], gate="second")])
+    group = {"prompt": "p", "responses": ["x", "y"]}
+    alone = send(served, "POST", "/score", {"groups": [group], "components": ["a"]}).json()["groups"][0]["scores"]
+    together = send(served, "POST", "/score", {"groups": [group]}).json()["groups"][0]["scores"]
+    assert alone == [[0.3], ["fault"]]
+    assert together == [[0.0, "fault", 0.3], [1.0, 0.0, "fault"]]
+
+
 def test_real_components_with_their_parameters_per_data_set() -> None:
     length = LengthComponent(l_max=4, by_datasource={"long": {"l_max": 8, "l_min": 7}})  # type: ignore[dict-item]
     served = Panel(make_components([FormatComponent(), length], Context(max_new_tokens=0)), None, ["length"])

@@ -15,7 +15,7 @@ from openrlhf_maestro.data.prompts import Prompt, PromptLoader
 from openrlhf_maestro.errors import RunError
 from openrlhf_maestro.rewards import Group
 from openrlhf_maestro.rollout.responses import Response
-from openrlhf_maestro.trainer.batch import Rollout, Scored, TokenValues, concatenate
+from openrlhf_maestro.trainer.batch import Rollout, Scored, TokenValues, concatenate, first_equals
 from openrlhf_maestro.trainer.collector import Collector
 from openrlhf_maestro.trainer.metrics import Stopwatch
 
@@ -196,3 +196,12 @@ def test_a_resumed_run_draws_what_comes_next_with_the_same_draws_of_the_conducto
 def test_replacing_a_field_keeps_the_others() -> None:
     record = scored([Rollout(prompt(3), Response([1], np.zeros(1, dtype=np.float32), False), "t", 0)] * 2, [1.0], 4)
     assert replace(record, filtered_rate=0.5).select(torch.tensor([1])).filtered_rate == 0.5
+
+
+def test_equal_responses_of_a_group_share_the_first_ones_score() -> None:
+    def rollout(group: int, *token_ids: int) -> Rollout:
+        return Rollout(prompt(group), Response(list(token_ids), np.zeros(2, dtype=np.float32), False), "t", group)
+
+    # The same tokens to another prompt are another response.
+    rows = [rollout(0, 5, 6), rollout(0, 5), rollout(0, 5, 6), rollout(1, 5, 6), rollout(1, 5), rollout(1, 5)]
+    assert first_equals(rows).tolist() == [0, 1, 0, 3, 4, 4]
