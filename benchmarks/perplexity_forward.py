@@ -24,7 +24,7 @@ from openrlhf_maestro.rewards import ReferenceBranch, TeacherForced
 from openrlhf_maestro.workers.forward import token_forward
 
 # Tokens of the prompt, of the response (half of it reasoning), of the reference answer.
-LENGTHS = ((64, 64, 16), (128, 256, 32), (256, 512, 64), (512, 512, 256), (256, 1024, 64))
+LENGTHS = ((64, 64, 16), (128, 256, 32), (256, 512, 64), (512, 512, 256), (256, 1024, 64), (256, 3072, 64))
 
 
 @torch.no_grad()

@@ -8,10 +8,14 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from openrlhf_maestro.config.load import load_config
 from openrlhf_maestro.config.serve import ServeConfig, ServeSection
 from openrlhf_maestro.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from openrlhf_maestro.rewards.queries import QueryReader
 
 # Requests under way get this long to be answered when the server is asked to end.
 _LAST_REQUESTS_S = 10
@@ -31,16 +35,10 @@ def run(argv: Sequence[str]) -> int:
     import uvicorn
 
     from openrlhf_maestro.rewards.panel import make_panel
-    from openrlhf_maestro.rewards.queries import QueryReader
     from openrlhf_maestro.rewards.server import make_app
 
-    panel = make_panel(config)
-    reader = None
-    if config.serve.policy_tokenizer is not None:
-        from transformers import AutoTokenizer
-
-        reader = QueryReader(AutoTokenizer.from_pretrained(config.serve.policy_tokenizer))
-    app = make_app(panel, config.serve, token, reader)
+    reader = _query_reader(config.serve)
+    app = make_app(make_panel(config), config.serve, token, reader)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -72,6 +70,20 @@ def _token(section: ServeSection) -> str | None:
             "set serve.require_token to false for clients on this machine that cannot send one."
         )
     return token
+
+
+def _query_reader(section: ServeSection) -> QueryReader | None:
+    if section.policy_tokenizer is None:
+        return None
+    from transformers import AutoTokenizer
+
+    from openrlhf_maestro.rewards.queries import QueryReader
+
+    try:
+        return QueryReader(AutoTokenizer.from_pretrained(section.policy_tokenizer))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"serve.policy_tokenizer: {section.policy_tokenizer} cannot be loaded: {reason}") from error
 
 
 def _listen(section: ServeSection) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -38,6 +39,13 @@ class Missing:
 
 # -inf (FAULT) is the response's fault; any other number that is not finite counts as missing.
 Score = float | Missing
+
+
+def no_value(score: Score) -> str | None:
+    """Why a score is missing; None where it is not."""
+    if isinstance(score, Missing):
+        return score.reason
+    return None if math.isfinite(score) or score == FAULT else f"its value is {score}"
 
 
 class GroupScorer(Protocol):

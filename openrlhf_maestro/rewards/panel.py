@@ -14,10 +14,9 @@ from openrlhf_maestro.config.schema import BUNDLED
 from openrlhf_maestro.config.serve import ServeConfig, ServedPreferenceSection
 from openrlhf_maestro.data.assets import ensure_asset
 from openrlhf_maestro.rewards.components import Component, Context, apply_gates, make_components
-from openrlhf_maestro.rewards.groups import FAULT, Group, GroupScorer, Missing, Score
+from openrlhf_maestro.rewards.groups import FAULT, Group, GroupScorer, Missing, Score, no_value
 from openrlhf_maestro.rewards.measured import PREFERENCE, Features, MeasuredScorer
 from openrlhf_maestro.rewards.preference import LocalPreference
-from openrlhf_maestro.rewards.protocol import no_value
 from openrlhf_maestro.rewards.scalar import scalarize
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from openrlhf_maestro.rewards.groups import FAULT, Group, Missing, Score
+from openrlhf_maestro.rewards.groups import FAULT, Group, Missing, Score, no_value
 from openrlhf_maestro.rewards.service import excerpt
 
 FAULT_WORD = "fault"
@@ -128,13 +128,6 @@ class RewardRequest(BaseModel):
 
 
 # ── answers, as the server writes them ──
-
-
-def no_value(score: Score) -> str | None:
-    """Why a score is missing; None where it is not."""
-    if isinstance(score, Missing):
-        return score.reason
-    return None if math.isfinite(score) or score == FAULT else f"its value is {score}"
 
 
 def group_answer(columns: Mapping[str, Sequence[Score]]) -> dict[str, Any]:

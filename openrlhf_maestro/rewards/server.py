@@ -125,15 +125,11 @@ async def _read(request: Request, body_type: type[BodyT], section: ServeSection)
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "the content-type has to be application/json")
     limit = int(section.max_body_mib * 2**20)
-    too_large = HTTPException(413, f"the body is larger than serve.max_body_mib ({section.max_body_mib:g} MiB)")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > limit:
-            raise too_large
+            raise HTTPException(413, f"the body is larger than serve.max_body_mib ({section.max_body_mib:g} MiB)")
     try:
         return body_type.model_validate_json(bytes(body))
     except ValidationError as error:

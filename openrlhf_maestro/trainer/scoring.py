@@ -17,6 +17,7 @@ from torch import Tensor
 
 from openrlhf_maestro.errors import RunError
 from openrlhf_maestro.rewards import Component, Group, GroupScorer, MeasuredScorer, Missing, Score
+from openrlhf_maestro.rewards.groups import no_value
 
 T = TypeVar("T")
 
@@ -96,9 +97,8 @@ class BackgroundScoring:
         for name in self._scorers:
             scores = [score for index in sorted(pending.groups) for score in pending.groups[index][name].result()]
             columns[name] = torch.tensor([_number(score) for score in scores])
-            reason = next((_reason(score) for score in scores if _reason(score)), "")
-            if reason:
-                reasons[name] = reason
+            if why := next(filter(None, map(no_value, scores)), None):
+                reasons[name] = why
         return TextScores(columns, reasons, {name: busy.seconds for name, busy in pending.busy.items()})
 
     def close(self) -> None:
@@ -124,12 +124,5 @@ async def _timed(scorer: GroupScorer, group: Group, busy: BusyTime) -> Sequence[
     return scores
 
 
-def _reason(score: Score) -> str:
-    """Why there is no value; empty where there is one."""
-    if isinstance(score, Missing):
-        return score.reason
-    return f"its value is {score}" if math.isnan(score) or score == math.inf else ""
-
-
 def _number(score: Score) -> float:
-    return math.nan if isinstance(score, Missing) or _reason(score) else float(score)
+    return math.nan if isinstance(score, Missing) or no_value(score) is not None else float(score)

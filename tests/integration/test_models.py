@@ -226,7 +226,7 @@ def run_drive_models(folder: Path) -> None:
             stderr=subprocess.STDOUT,
         )
         try:
-            process.wait(timeout=500)
+            process.wait(timeout=600)
         except subprocess.TimeoutExpired:
             for child in psutil.Process(process.pid).children(recursive=True):
                 child.kill()

@@ -35,14 +35,16 @@ RESPONSE_TOKENS = [7, 4, 10, 2, 5, 9, 1, 6]
 BUDGET = 24
 BY_TOKENS = {"train.dynamic_batch_enable": True, "train.max_tokens_per_gpu": BUDGET}
 # Two data-parallel ranks, each of two GPUs; the reference is one such rank.
-AUTO_TP = {"ds.zero_stage": 1, "ds.tensor_parallel_size": 2, "actor.num_gpus_per_node": 4}
+AUTO_TP = {"ds.tensor_parallel_size": 2, "actor.num_gpus_per_node": 4}
 SCENARIOS: dict[str, dict[str, Any]] = {
     "ZeRO-0": {"ds.zero_stage": 0, "train.micro_batch_size": 2},
     "ZeRO-1 by tokens": {"ds.zero_stage": 1} | BY_TOKENS,
     "ZeRO-2 by tokens": {"ds.zero_stage": 2} | BY_TOKENS,
     "ZeRO-3 by tokens": {"ds.zero_stage": 3} | BY_TOKENS,
-    "AutoTP": AUTO_TP | {"train.micro_batch_size": 2, "actor.model_name_or_path": "untied"},
-    "AutoTP by tokens": AUTO_TP | BY_TOKENS | {"train.max_tokens_per_gpu": BUDGET // 2},
+    "AutoTP": AUTO_TP | {"ds.zero_stage": 0, "train.micro_batch_size": 2},
+    "AutoTP, ZeRO-1 by tokens": AUTO_TP | BY_TOKENS | {"ds.zero_stage": 1, "train.max_tokens_per_gpu": BUDGET // 2},
+    "AutoTP, ZeRO-2, untied": AUTO_TP
+    | {"ds.zero_stage": 2, "train.micro_batch_size": 2, "actor.model_name_or_path": "untied"},
 }
 
 
@@ -334,7 +336,11 @@ def test_a_checkpoint_brings_back_policy_optimiser_and_reference(case: Case, sce
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_final_model_is_whole(case: Case, scenario: str) -> None:
     result = case.result[scenario]
-    assert_weights(result["final"], result["resumed"]["update"]["weights"], atol=0)
+    weights = dict(result["resumed"]["update"]["weights"])
+    # OpenRLHF writes a tied head a second time under some stages.
+    if "lm_head.weight" in result["final"]:
+        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+    assert_weights(result["final"], weights, atol=0)
 
 
 def test_a_run_under_auto_tp_by_tokens_is_that_of_zero_3(

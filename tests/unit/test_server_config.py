@@ -81,6 +81,13 @@ def test_without_a_token_in_the_environment_the_command_says_how_to_make_one(
     assert "MAESTRO_REWARD_TOKEN is not set" in err and "openssl rand -hex 32" in err and "require_token" in err
 
 
+def test_a_tokenizer_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MAESTRO_REWARD_TOKEN", "x" * 32)
+    assert main(["serve-rewards", FORMAT, "--serve.port=0", "--serve.policy_tokenizer=./no/such/folder"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[-1].startswith("maestro: serve.policy_tokenizer: ./no/such/folder cannot be")
+
+
 def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MAESTRO_REWARD_TOKEN", "x" * 32)
     with socket.create_server(("127.0.0.1", 0)) as taken:
