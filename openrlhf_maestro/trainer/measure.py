@@ -183,9 +183,3 @@ def _reference_nll(features: Sequence[Any], answered: Sequence[TeacherForced | N
     """(B,) mean over the reference's tokens; +inf where the response is at fault."""
     nll = -torch.cat([item.reference_log_prob for item in features])[back]
     return nll.masked_fill(torch.tensor([item is None for item in answered]), torch.inf)
-
-
-def _reference_nll(features: Sequence[Any], answered: Sequence[TeacherForced | None], back: Tensor) -> Tensor:
-    """(B,) mean over the reference's tokens; +inf where the response is at fault."""
-    nll = -torch.cat([item.reference_log_prob for item in features])[back]
-    return nll.masked_fill(torch.tensor([item is None for item in answered]), torch.inf)

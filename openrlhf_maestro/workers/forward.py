@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from openrlhf_maestro.objective.tokens import TokenStatistics, token_statistics
 from openrlhf_maestro.rewards import ReferenceBranch
+from openrlhf_maestro.upstream.device import MASKED_ATTENTION
 
 # Options of a model's config that change the logits after the output head, where our head has no logits to change.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-# Attention kernels that take any mask.
-MASKED_ATTENTION = ("sdpa", "eager")
 
 
 @dataclass
