@@ -30,6 +30,7 @@ check "ruff format" "$BIN/ruff" format --check .
 check "mypy" "$BIN/mypy"
 check "import layers" "$BIN/lint-imports"
 tests tests/unit
+tests tests/parity
 tests tests/integration
 
 if ((${#failed[@]})); then

@@ -118,10 +118,10 @@ class ExperienceMaker:
         group, tokens = self.config.rollout.n_samples_per_prompt, measured.tokens
         normalised = normalize(raw.view(-1, group, len(self.components)), self.components).view_as(raw)
         orchestration = self.orchestrator.weights(measured.hidden, len(rollouts), generator)
-        penalty = self._kl_penalty(measured)
+        truncated = torch.tensor([rollout.response.truncated for rollout in rollouts])
+        penalty = self._kl_penalty(measured, truncated)
         scalar = scalarize(normalised, orchestration.weights) - (penalty if penalty is not None else 0.0)
         groups = scalar.view(-1, group)
-        truncated = torch.tensor([rollout.response.truncated for rollout in rollouts])
         difference = (tokens.rollout_log_probs - tokens.log_probs).abs() * tokens.mask
         return Scored(
             rollouts=rollouts,
@@ -178,12 +178,13 @@ class ExperienceMaker:
         kl = kl_per_token(tokens.log_probs, tokens.ref_log_probs, self.config.algo.kl.estimator)
         return _mean(kl, tokens.mask)
 
-    def _kl_penalty(self, measured: Measured) -> Tensor | None:
-        """(B,) beta times the KL of the whole response, where it belongs to the reward."""
+    def _kl_penalty(self, measured: Measured, truncated: Tensor) -> Tensor | None:
+        """(B,) beta times the KL of the whole response, where it belongs to the reward; 0 where that has no loss."""
         tokens, kl = measured.tokens, self.config.algo.kl
         if tokens.ref_log_probs is None or self.config.objective.kl_in != "reward":
             return None
-        return kl.init_coef * reward_kl(tokens.log_probs, tokens.ref_log_probs, tokens.mask, kl.estimator)
+        kept = tokens.mask * (~self._loss_dropped(truncated)).float()[:, None]
+        return kl.init_coef * reward_kl(tokens.log_probs, tokens.ref_log_probs, kept, kl.estimator)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

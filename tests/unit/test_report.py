@@ -427,7 +427,8 @@ def test_bars_are_as_long_as_normalised_value_and_weight(copy: Path) -> None:
     edit_rows(
         copy / "rollouts/step_000060.parquet", norm_format=0.25, weight_format=0.4, norm_length=1.7, raw_length=None
     )
-    source = write_report(copy).read_text(encoding="utf-8").partition('<section id="time">')[2].partition("</section>")[2]
+    page = write_report(copy).read_text(encoding="utf-8")
+    source = page.partition('<section id="time">')[2].partition("</section>")[2]
     rows = re.findall(r'<th scope="row">(format|length)\b.*?</tr>', source, flags=re.DOTALL)
     assert len(rows) == 2 * len(SMALL) * GROUP_SIZE
     bars = re.search(r'<th scope="row">format\b.*?--share: ([\d.]+)%.*?--share: ([\d.]+)%', source, flags=re.DOTALL)
