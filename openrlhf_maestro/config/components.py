@@ -237,6 +237,10 @@ def paper_components() -> tuple[ComponentSection, ...]:
     return (FormatComponent(), PerplexityComponent(), EntropyComponent(), LengthComponent(), PreferenceComponent())
 
 
+# Minus a loss and minus an entropy: as a gate they would always be closed.
+NEVER_ABOVE_0 = ("perplexity", "neg_entropy")
+
+
 def check_names_and_gates(components: Sequence[ComponentSection]) -> None:
     """Raises ValueError where two share a name or a kind that is used once, or a gate is no other component."""
     names = [component.label for component in components]
@@ -247,8 +251,11 @@ def check_names_and_gates(components: Sequence[ComponentSection]) -> None:
     again = sorted({kind for kind in kinds if kinds.count(kind) > 1})
     if again:
         raise ValueError(f"two components are of kind {', '.join(again)}: this kind can be used once")
+    never = {component.label for component in components if component.kind in NEVER_ABOVE_0}
     for component in components:
         others = [name for name in names if name != component.label]
+        if component.gate in never:
+            raise ValueError(f"the gate of {component.label} is {component.gate}, whose values are never above 0")
         if component.gate is not None and component.gate not in others:
             raise ValueError(
                 f"the gate of {component.label} is {component.gate}, which is not another component "

@@ -10,15 +10,14 @@ from pydantic import model_validator
 
 from openrlhf_maestro.config.components import ComponentSection, LengthComponent, PerplexityComponent
 from openrlhf_maestro.config.fields import Section, section
+from openrlhf_maestro.config.objective import AlgoSection, ObjectiveSection
 from openrlhf_maestro.config.sections import (
     ActorSection,
-    AlgoSection,
     CkptSection,
     ConductorSection,
     DataSection,
     DsSection,
     EvalSection,
-    ObjectiveSection,
     RefSection,
     RewardSection,
     RewardsSection,

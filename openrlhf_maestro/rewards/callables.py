@@ -109,7 +109,7 @@ class CallableScorer:
     def _failures_explained(self) -> Iterator[None]:
         try:
             yield
-        except (Exception, SystemExit) as error:  # whatever a user's function raises stops the run
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever a user's function raises stops the run
             raise self._error(f"raised {described(error)}.") from error
 
     def _scores(self, returned: Any, size: int) -> list[Score]:

@@ -105,7 +105,8 @@ def apply_gates(raw: Tensor, components: Sequence[Component]) -> Tensor:
     """Raw scores (B, K) with every closed gate made the response's fault.
 
     A component with a gate is -inf where the gate's own raw value is 0 or below or the response's fault, and missing
-    (NaN) where the gate is. Gates are read before any gate is applied: they do not follow one another.
+    (NaN) where the gate is, unless the response is at fault anyway. Gates are read before any gate is applied: they do
+    not follow one another.
     """
     names = [component.name for component in components]
     columns = []
@@ -113,7 +114,7 @@ def apply_gates(raw: Tensor, components: Sequence[Component]) -> Tensor:
         column = raw[:, k]
         if component.gate is not None:
             gate = raw[:, names.index(component.gate)]
-            column = column.masked_fill(gate <= 0, FAULT).masked_fill(gate.isnan(), torch.nan)
+            column = column.masked_fill(gate <= 0, FAULT).masked_fill(gate.isnan() & ~column.isneginf(), torch.nan)
         columns.append(column)
     return torch.stack(columns, dim=-1)
 

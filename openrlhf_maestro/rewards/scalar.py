@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# How far from 1 the sum of float32 weights on the simplex can be.
+_ROUNDING = 1e-5
+
 
 def scalarize(components: Tensor, weights: Tensor) -> Tensor:
     """The weighted sum R = sum_k w_k r_k of a response's components [3.2].
@@ -24,10 +27,15 @@ def scalarize(components: Tensor, weights: Tensor) -> Tensor:
     if components.shape[-1:] != weights.shape[-1:]:
         shapes = f"{tuple(components.shape)} and {tuple(weights.shape)}"
         raise ValueError(f"scalarize: components and weights must agree in K, got {shapes}")
+    dtype = torch.promote_types(components.dtype, weights.dtype)
+    # In float64, and with weights that sum to 1 but for rounding summing to 1: responses whose components are all equal
+    # get exactly that reward, however their weights differ, or their group would not be constant.
+    components, weights = components.double(), weights.double()
     present = ~components.isnan()
     used = weights * present
     total, kept = weights.sum(dim=-1), used.sum(dim=-1)
+    rounding = (total - 1).detach()
+    total = total - rounding.masked_fill(rounding.abs() > _ROUNDING, 0.0)
     weighted = (used * components.masked_fill(~present, 0.0)).sum(dim=-1)
-    # Exactly the plain sum where nothing is missing: total / kept is then 1.
-    scale = total / torch.where(kept > 0, kept, 1.0)
-    return torch.where(kept > 0, weighted * scale, torch.nan)
+    mean = weighted / torch.where(kept > 0, kept, 1.0)
+    return torch.where(kept > 0, mean * total, torch.nan).to(dtype)

@@ -70,7 +70,7 @@ class Scored:
     rollouts: list[Rollout]
     component_names: list[str]
     raw: Tensor  # (B, K); -inf: the response's fault, NaN: missing
-    normalised: Tensor  # (B, K) in [0, 1]; NaN: missing
+    normalised: Tensor  # (B, K), in [0, 1] where ranked; NaN: missing
     weights: Tensor  # (B, K) the w of the scalar
     probs: Tensor  # (B, K) the continuous pi
     actions: Tensor | None  # (B,) long

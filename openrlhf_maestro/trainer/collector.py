@@ -13,7 +13,7 @@ from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import Prompt, PromptLoader
 from openrlhf_maestro.errors import RunError
 from openrlhf_maestro.trainer.batch import Rollout, Scored, as_group
-from openrlhf_maestro.trainer.console import TrainingConsole
+from openrlhf_maestro.trainer.console import CONSOLE, TrainingConsole
 from openrlhf_maestro.trainer.metrics import Stopwatch
 
 if TYPE_CHECKING:
@@ -74,7 +74,12 @@ class Collector:
             rollouts = self._sample(prompts, step)
         console.phase("scoring")
         with watch.phase("experience"):
-            return self.maker.make(rollouts, generator)
+            scored = self.maker.make(rollouts, generator)
+        for name, count in zip(scored.component_names, scored.raw.isnan().sum(0).tolist(), strict=True):
+            if count:
+                reason = scored.missing_reasons.get(name, "a model gave no finite score")
+                CONSOLE.print(f"step {step}: {name} has no value for {count} of {len(scored.raw)} responses ({reason})")
+        return scored
 
     def _sample(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
         """N * G responses, group by group; the text scores of a group are started when it arrives."""

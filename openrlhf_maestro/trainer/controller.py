@@ -13,13 +13,13 @@ from openrlhf_maestro.conductor import LearnedOrchestrator, Orchestrator
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.errors import RunError
 from openrlhf_maestro.evaluation import Accuracy
-from openrlhf_maestro.rewards.service import ServiceDown
 from openrlhf_maestro.trainer.batch import Scored
 from openrlhf_maestro.trainer.checkpoint import save_checkpoint
 from openrlhf_maestro.trainer.collector import Collector
 from openrlhf_maestro.trainer.console import CONSOLE, TrainingConsole
 from openrlhf_maestro.trainer.evaluation import Evaluator, evaluation_metrics
 from openrlhf_maestro.trainer.metrics import Stopwatch, step_metrics
+from openrlhf_maestro.trainer.resume import saved_steps
 from openrlhf_maestro.trainer.run_dir import RunDir
 from openrlhf_maestro.trainer.sync import WeightSync
 from openrlhf_maestro.trainer.workers import Workers
@@ -53,7 +53,9 @@ class Controller:
 
                 scored = self.collect(step, watch, console)
                 if scored is None:
-                    after = self._out_of_prompts(step - 1)
+                    CONSOLE.print(f"the prompts are used up after step {step - 1}: too many groups were filtered out")
+                    if not self.is_due(step - 1, self.config.eval.steps):
+                        after = self._evaluate_between_steps(step - 1)
                     break
                 self.check_agreement(scored, step)
                 console.phase("updating")
@@ -76,13 +78,13 @@ class Controller:
         return before, after
 
     def collect(self, step: int, watch: Stopwatch, console: TrainingConsole) -> Scored | None:
-        """The step's scored groups. A scorer that is down ends the run, with a checkpoint of the step before."""
+        """The step's scored groups. Where a scorer ends the run, a checkpoint of the step before is written first."""
         try:
             return self.collector.collect(step, watch, console)
-        except ServiceDown as error:
-            if step > 1:
+        except RunError:
+            if step > 1 and step - 1 not in saved_steps(self.run_dir.checkpoints):
                 self.save_checkpoint(step - 1)
-            raise RunError(str(error)) from error
+            raise
 
     def update_policy(self, micro_batches: Sequence[Any], step: int) -> dict[str, float]:
         """The optimiser step (steps, where train.batch_size is a part of the rollout) on exactly these responses."""
@@ -142,16 +144,8 @@ class Controller:
         save_checkpoint(self.config, self.run_dir, self.workers, self.orchestrator, step, drawn)
 
     def record(self, step: int, scored: Scored, metrics: dict[str, float]) -> None:
-        for name, count in zip(scored.component_names, scored.raw.isnan().sum(0).tolist(), strict=True):
-            if count:
-                reason = scored.missing_reasons.get(name, "a model gave no finite score")
-                CONSOLE.print(f"step {step}: {name} has no value for {count} of {len(scored.raw)} responses ({reason})")
         self.run_dir.write_rollouts(step, scored)
         self.run_dir.append_metrics({"step": step} | metrics)
-
-    def _out_of_prompts(self, step: int) -> Accuracies | None:
-        CONSOLE.print(f"the prompts are used up after step {step}: dynamic filtering left out too many groups")
-        return self._evaluate_between_steps(step)
 
     def _evaluate_between_steps(self, step: int) -> Accuracies | None:
         """With a line of its own in metrics.jsonl."""

@@ -120,6 +120,7 @@ class ExperienceMaker:
         orchestration = self.orchestrator.weights(measured.hidden, len(rollouts), generator)
         truncated = torch.tensor([rollout.response.truncated for rollout in rollouts])
         penalty = self._kl_penalty(measured, truncated)
+        penalty = penalty[first_equals(rollouts)] if penalty is not None else None
         scalar = scalarize(normalised, orchestration.weights) - (penalty if penalty is not None else 0.0)
         groups = scalar.view(-1, group)
         difference = (tokens.rollout_log_probs - tokens.log_probs).abs() * tokens.mask

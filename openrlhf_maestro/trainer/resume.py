@@ -54,6 +54,11 @@ def find_checkpoint(config: MaestroConfig, checkpoints: Path) -> Checkpoint | No
                 f"run.resume: {path} was written with {field} = {state.get(field)}, the configuration now says {now}. "
                 "Set it back, or start anew with run.resume: never and another run.name."
             )
+    if "batches_drawn" not in state:
+        raise ConfigError(
+            f"run.resume: {path / STATE} has no batches_drawn: an earlier version wrote it. Start anew with run.resume: "
+            "never and another run.name."
+        )
     return Checkpoint(path, state["step"], state["batches_drawn"])
 
 

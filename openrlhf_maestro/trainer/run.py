@@ -109,6 +109,7 @@ def check_data(config: MaestroConfig) -> Data:
         render=None,
         max_prompt_tokens=config.max_prompt_tokens,
     )
+    _check_datasources(config, training)
     # Too few rows for one step are found here as well.
     _loader(training, config)
     if config.eval.dataset is None:
@@ -124,6 +125,18 @@ def check_data(config: MaestroConfig) -> Data:
         max_prompt_tokens=config.max_prompt_tokens,
     )
     return Data(training, held_out)
+
+
+def _check_datasources(config: MaestroConfig, prompts: PromptSet) -> None:
+    """Refuse parameters for a data source that no row is of: they would have no effect."""
+    there = sorted({prompt.datasource for prompt in prompts})
+    for component in config.rewards.components:
+        for source in getattr(component, "by_datasource", {}):
+            if source not in there:
+                raise ConfigError(
+                    f"the `{component.label}` component: by_datasource names {source}, and no row is of that data "
+                    f"source. There are {', '.join(there)}."
+                )
 
 
 def _loader(prompts: PromptSet, config: MaestroConfig) -> PromptLoader:
@@ -217,18 +230,20 @@ class _Cluster:
         """Leave no process and no file in shared memory behind."""
         import ray
 
-        if self.scoring is not None:
-            self.scoring.close()
-        if self.sync is not None:
-            self.sync.close()
-        if ray.is_initialized():
-            stopping = [engine.shutdown.remote() for engine in self.engines]
-            if stopping:
-                ray.wait(stopping, num_returns=len(stopping), timeout=SHUTDOWN_S)
-            left = shared_memory_in_use()
-            ray.shutdown()
-            for file in left:
-                file.unlink(missing_ok=True)
+        try:
+            if self.scoring is not None:
+                self.scoring.close()
+            if self.sync is not None:
+                self.sync.close()
+        finally:
+            if ray.is_initialized():
+                stopping = [engine.shutdown.remote() for engine in self.engines]
+                if stopping:
+                    ray.wait(stopping, num_returns=len(stopping), timeout=SHUTDOWN_S)
+                left = shared_memory_in_use()
+                ray.shutdown()
+                for file in left:
+                    file.unlink(missing_ok=True)
 
 
 @retry(stop=stop_after_attempt(3), retry=retry_if_exception_message(match=".*timed out during startup.*"), reraise=True)

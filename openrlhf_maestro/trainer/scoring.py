@@ -21,6 +21,10 @@ from openrlhf_maestro.rewards.groups import no_value
 
 T = TypeVar("T")
 
+LOOK_S = 0.5  # how often the loop is looked after
+SILENCE_S = 60.0
+CLOSE_S = 5.0
+
 
 @dataclass
 class BusyTime:
@@ -64,35 +68,43 @@ class BackgroundScoring:
     CPU rules and calls to servers run in it while the main thread waits for the engines.
     """
 
-    def __init__(self, components: Sequence[Component]) -> None:
+    def __init__(self, components: Sequence[Component], silence_s: float = SILENCE_S) -> None:
+        """`silence_s`: a loop that does not turn for so long is taken for blocked."""
         self._scorers: dict[str, GroupScorer] = {
             part.name: part.scorer for part in components if not isinstance(part.scorer, MeasuredScorer)
         }
+        self._silence_s = silence_s
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="scoring", daemon=True)
         self._thread.start()
+        self._last_turn_s = time.monotonic()
+        self._start(self._turn())
         self._pending = self._nothing_pending()
 
     def submit(self, index: int, group: Group) -> None:
-        """Start every scorer on a group; `index` is its place in the batch."""
+        """Start every scorer on a group; `index` is its place in the batch.
+
+        Raises:
+            RunError: what a scorer has raised on a group before.
+        """
         self._pending.groups[index] = {
             name: self._start(_timed(scorer, group, self._pending.busy[name])) for name, scorer in self._scorers.items()
         }
+        self._raise_failures(self._pending)
 
     def collect(self) -> TextScores:
         """The scores of all groups submitted since the last call, in the order of their index.
 
         Raises:
-            RunError: what a scorer raised, or a scorer that did not give one number for every response.
+            RunError: what a scorer raised; a scorer that did not give one number for every response; a function that
+                blocks the loop.
         """
         pending, self._pending = self._pending, self._nothing_pending()
-        calls = [call for by_name in pending.groups.values() for call in by_name.values()]
-        wait(calls, return_when=FIRST_EXCEPTION)
-        for call in calls:
-            if call.done() and (error := call.exception()) is not None:
-                for other in calls:
-                    other.cancel()
-                raise error
+        left = [call for by_name in pending.groups.values() for call in by_name.values()]
+        while left:
+            left = list(wait(left, timeout=LOOK_S, return_when=FIRST_EXCEPTION).not_done)
+            self._raise_failures(pending)
+            self._check_loop(pending)
         columns, reasons = {}, {}
         for name in self._scorers:
             scores = [score for index in sorted(pending.groups) for score in pending.groups[index][name].result()]
@@ -102,12 +114,43 @@ class BackgroundScoring:
         return TextScores(columns, reasons, {name: busy.seconds for name, busy in pending.busy.items()})
 
     def close(self) -> None:
-        """Close every scorer and end the thread."""
-        for scorer in self._scorers.values():
-            self._start(scorer.close()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        """End what is under way, close every scorer and end the thread. A blocked one ends with the process."""
+        if self._thread.is_alive():
+            closing = self._start(self._shut_down())
+            wait([closing], timeout=CLOSE_S)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(CLOSE_S)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    async def _shut_down(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*(scorer.close() for scorer in self._scorers.values()))
+
+    async def _turn(self) -> None:
+        while True:
+            self._last_turn_s = time.monotonic()
+            await asyncio.sleep(LOOK_S)
+
+    def _raise_failures(self, pending: _Pending) -> None:
+        for by_name in pending.groups.values():
+            for name, call in by_name.items():
+                if call.cancelled():
+                    raise RunError(f"reward component {name}: its function was cancelled by what it waited for.")
+                if call.done() and (error := call.exception()) is not None:
+                    raise error
+
+    def _check_loop(self, pending: _Pending) -> None:
+        if self._thread.is_alive() and time.monotonic() - self._last_turn_s < self._silence_s:
+            return
+        waiting = sorted({name for calls in pending.groups.values() for name, call in calls.items() if not call.done()})
+        raise RunError(
+            f"reward component {' or '.join(waiting)}: an async function blocks the scoring of all components for more "
+            f"than {self._silence_s:g} s. Await what takes time, or write it as a plain function, which gets a thread."
+        )
 
     def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -67,6 +67,11 @@ def test_a_gate_is_another_component(gate: str) -> None:
         make_config(rewards={"components": [{"kind": "format"}, {"kind": "length", "gate": gate}]})
 
 
+def test_a_gate_that_would_always_be_closed_is_refused() -> None:
+    with pytest.raises(ValidationError, match="gate of length is perplexity, whose values are never above 0"):
+        make_config(rewards={"components": [{"kind": "perplexity"}, {"kind": "length", "gate": "perplexity"}]})
+
+
 def test_a_parameter_is_the_data_sources_own_or_else_the_general_one() -> None:
     length = LengthComponent.model_validate(
         {"l_min": 10, "by_datasource": {"stories": {"l_max": 400}, "sums": {"l_min": 0}}}

@@ -164,6 +164,11 @@ def test_a_gate_that_is_itself_at_fault_is_closed() -> None:
     assert gated.tolist() == [[1.0, -INF, -INF]]
 
 
+def test_a_missing_gate_does_not_excuse_a_response_that_is_at_fault() -> None:
+    gated = apply_gates(torch.tensor([[NAN, -INF]]), make("format", {"kind": "preference", "gate": "format"}))
+    assert gated[0, 1].item() == -INF
+
+
 # ── normalisation ──
 
 

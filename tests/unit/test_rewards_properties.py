@@ -164,3 +164,14 @@ def test_a_higher_component_never_lowers_the_scalar(parts, place: int, value: fl
     old, weight = parts[place]
     raised = [*parts[:place], (max(old, value), weight), *parts[place + 1 :]]
     assert math.isnan(old) or math.isnan(scalar(parts)) or scalar(raised) >= scalar(parts) - 1e-12
+
+
+@PROPERTY
+@given(st.floats(0, 1, width=32), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_equal_components_make_a_constant_group_whatever_the_weights(value: float, k: int, seed: int) -> None:
+    """float32 weights of each response's own, as the Conductor gives them: their sums differ from 1 by rounding."""
+    weights = torch.rand(16, k, generator=torch.Generator().manual_seed(seed)).softmax(-1)
+    components = torch.full((16, k), value)
+    components[torch.rand(16, k, generator=torch.Generator().manual_seed(seed)) < 0.3] = NAN
+    components[:, 0] = value
+    assert scalarize(components, weights).unique().tolist() == [value]

@@ -122,3 +122,12 @@ def test_a_checkpoint_of_another_run_does_not_continue_this_one(tmp_path: Path) 
     assert found is not None and found.step == 4
     assert found.is_in(tmp_path / "other" / "checkpoints")
     assert not found.is_in(tmp_path / "mine" / "checkpoints")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_by_the_fields_name(tmp_path: Path) -> None:
+    path = save(tmp_path, 4, make_config())
+    state = json.loads((path / STATE).read_text())
+    del state["batches_drawn"]
+    (path / STATE).write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match="batches_drawn"):
+        find_checkpoint(make_config(), tmp_path)

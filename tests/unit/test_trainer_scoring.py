@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -107,9 +109,63 @@ def test_an_error_ends_the_collection_at_once(start: Callable[..., BackgroundSco
         raise RunError("the function failed")
 
     scoring = start(broken=Scorer(fail), slow=Scorer(lengths, wait=lambda _: 60.0))
-    scoring.submit(0, group("a"))
     with pytest.raises(RunError, match="the function failed"):
+        scoring.submit(0, group("a"))
         scoring.collect()
+
+
+def test_an_error_is_raised_while_other_groups_are_still_being_sampled(start: Callable[..., BackgroundScoring]) -> None:
+    def fail(of: Group) -> list[Score]:
+        raise RunError("the function failed")
+
+    broken = Scorer(fail)
+    scoring = start(broken=broken)
+
+    def sample() -> None:
+        for index in range(1000):
+            scoring.submit(index, group("a"))
+            time.sleep(0.005)
+
+    with pytest.raises(RunError, match="the function failed"):
+        sample()
+
+
+def test_a_cancelled_call_is_an_error_with_the_components_name(start: Callable[..., BackgroundScoring]) -> None:
+    class Cancelled(Scorer):
+        async def score(self, group: Group) -> Sequence[Score]:
+            raise asyncio.CancelledError
+
+    scoring = start(fickle=Cancelled(lengths), slow=Scorer(lengths, wait=lambda _: 60.0))
+    with pytest.raises(RunError, match="reward component fickle: its function was cancelled"):
+        scoring.submit(0, group("a"))
+        scoring.collect()
+
+
+def test_a_blocked_loop_ends_the_collection_and_does_not_stop_the_run_from_ending() -> None:
+    def block(of: Group) -> list[Score]:
+        time.sleep(20)
+        return lengths(of)
+
+    scoring = BackgroundScoring([Component("blocking", "none", None, Scorer(block))], silence_s=1.0)
+    started_s = time.monotonic()
+    scoring.submit(0, group("a"))
+    with pytest.raises(RunError, match="blocking: an async function blocks"):
+        scoring.collect()
+    scoring.close()
+    assert time.monotonic() - started_s < 19
+
+
+def test_closing_ends_calls_under_way_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    scorer = Scorer(lengths, wait=lambda _: 60.0)
+    scoring = BackgroundScoring([Component("slow", "none", None, scorer)])
+    for index in range(3):
+        scoring.submit(index, group("a"))
+    assert scorer.started.wait(5)
+    scoring.close()
+    del scoring
+    gc.collect()
+    assert scorer.closed_in == "scoring"
+    assert capfd.readouterr().err == ""
 
 
 def test_a_wrong_number_of_scores_is_an_error(start: Callable[..., BackgroundScoring]) -> None:
@@ -120,8 +176,9 @@ def test_a_wrong_number_of_scores_is_an_error(start: Callable[..., BackgroundSco
 
 
 def test_scorers_are_closed_where_they_ran() -> None:
+    before = set(threading.enumerate())
     scorer = Scorer(lengths)
     scoring = BackgroundScoring([Component("length", "none", None, scorer)])
     scoring.close()
     assert scorer.closed_in == "scoring"
-    assert "scoring" not in [thread.name for thread in threading.enumerate()]
+    assert set(threading.enumerate()) <= before
