@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from openrlhf_maestro.config.fields import Section
+from openrlhf_maestro.config.lab import LabConfig
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.config.serve import ServeConfig
 from openrlhf_maestro.config.sft import SftConfig
@@ -32,6 +33,12 @@ COMMANDS = {
         Command("train", "Train a policy with several rewards and a Conductor.", _CONFIGURED, MaestroConfig),
         Command("sft", "Fine-tune a model on prompts and responses: the cold start.", _CONFIGURED, SftConfig),
         Command("report", "Write the page of a run.", "RUN [--output FILE]"),
+        Command("lab", "Compare orchestrators and credit rules in a simulated world.", _CONFIGURED, LabConfig),
+        Command(
+            "weights",
+            "Write a Conductor's weights of any prompts and responses.",
+            "--conductor DIR --model DIR --input FILE --output FILE [--OPTION VALUE ...]",
+        ),
         Command("serve-rewards", "Serve reward components over HTTP.", _CONFIGURED, ServeConfig),
     )
 }

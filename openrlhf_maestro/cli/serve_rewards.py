@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from openrlhf_maestro.config.load import load_config
+from openrlhf_maestro.config.secrets import read_secret
 from openrlhf_maestro.config.serve import ServeConfig, ServeSection
 from openrlhf_maestro.errors import ConfigError, RunError
 
@@ -62,8 +62,8 @@ def run(argv: Sequence[str]) -> int:
 def _token(section: ServeSection) -> str | None:
     if not section.require_token:
         return None
-    token = os.environ.get(section.token_env, "").strip()
-    if not token:
+    token = read_secret("serve.token_env", section.token_env)
+    if token is None:
         raise ConfigError(
             f"the environment variable {section.token_env} is not set: it holds the token that clients have to show. "
             f"Make one with `export {section.token_env}=$(openssl rand -hex 32)` and give it to them the same way, or "
@@ -80,7 +80,10 @@ def _query_reader(section: ServeSection) -> QueryReader | None:
     from openrlhf_maestro.rewards.queries import QueryReader
 
     try:
-        return QueryReader(AutoTokenizer.from_pretrained(section.policy_tokenizer))
+        tokenizer = AutoTokenizer.from_pretrained(
+            section.policy_tokenizer, trust_remote_code=section.trust_remote_code
+        )
+        return QueryReader(tokenizer)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"serve.policy_tokenizer: {section.policy_tokenizer} cannot be loaded: {reason}") from error

@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from openrlhf_maestro.conductor.context import check_choice
 
 _CARD = """---
 {{ card_data }}
@@ -52,6 +55,8 @@ class Conductor(  # type: ignore[call-arg]  # mypy does not follow huggingface_h
         temperature: the initial tau; log tau is what is stored.
         min_prob: eps, the smallest probability of a component; below 1 / K.
         learn_temperature: whether log tau is a parameter or a constant.
+        context_layer: the layer of the policy that h is read from; kept for those who make h, see ``context``.
+        context_pooling: the tokens of that layer's output that h is made of; likewise.
 
     Raises:
         ValueError: if an argument is out of range or a reward name is repeated.
@@ -67,6 +72,8 @@ class Conductor(  # type: ignore[call-arg]  # mypy does not follow huggingface_h
         temperature: float = 1.0,
         min_prob: float = 1e-4,
         learn_temperature: bool = True,
+        context_layer: str = "last",
+        context_pooling: str = "last_token",
     ) -> None:
         super().__init__()
         names = list(reward_names)
@@ -78,8 +85,11 @@ class Conductor(  # type: ignore[call-arg]  # mypy does not follow huggingface_h
             raise ValueError(f"Conductor: temperature must be positive, got {temperature}")
         if not 0 <= min_prob * len(names) < 1:
             raise ValueError(f"Conductor: min_prob must be in [0, 1/K) with K = {len(names)}, got {min_prob}")
+        check_choice(context_layer, context_pooling)
         self.hidden_size = hidden_size
         self.reward_names = names
+        self.context_layer = context_layer
+        self.context_pooling = context_pooling
         # What save_pretrained writes to config.json, whatever types the caller used.
         self._hub_mixin_config = {
             "hidden_size": int(hidden_size),
@@ -87,6 +97,8 @@ class Conductor(  # type: ignore[call-arg]  # mypy does not follow huggingface_h
             "temperature": float(temperature),
             "min_prob": float(min_prob),
             "learn_temperature": bool(learn_temperature),
+            "context_layer": context_layer,
+            "context_pooling": context_pooling,
         }
         self.head = nn.Linear(hidden_size, len(names), dtype=torch.float32)
         nn.init.zeros_(self.head.weight)
@@ -163,14 +175,28 @@ class Conductor(  # type: ignore[call-arg]  # mypy does not follow huggingface_h
         onehot = nn.functional.one_hot(actions, len(self.reward_names)).to(probs)
         return (1 - emphasis) * probs + emphasis * onehot
 
-    def check(self, hidden_size: int, reward_names: Sequence[str]) -> None:
-        """Refuse to be used with another policy or other rewards than this Conductor was made for.
+    def check(
+        self,
+        hidden_size: int,
+        reward_names: Sequence[str],
+        context_layer: str | None = None,
+        context_pooling: str | None = None,
+    ) -> None:
+        """Refuse to be used with another policy, rewards or context than this Conductor was made for.
+
+        Args:
+            hidden_size: H of the policy.
+            reward_names: the components, in order.
+            context_layer: what h is read from; None: not compared.
+            context_pooling: likewise.
 
         Raises:
             ValueError: naming the field that differs, with both values.
         """
         _refuse_difference("hidden_size", self.hidden_size, hidden_size)
         _refuse_difference("reward_names", self.reward_names, list(reward_names))
+        _refuse_difference("context_layer", self.context_layer, context_layer or self.context_layer)
+        _refuse_difference("context_pooling", self.context_pooling, context_pooling or self.context_pooling)
 
     @classmethod
     def _from_pretrained(
@@ -213,7 +239,12 @@ class Conductor(  # type: ignore[call-arg]  # mypy does not follow huggingface_h
                 token=token,
                 local_files_only=local_files_only,
             )
-        stored = load_file(path, device=map_location)
+        if not Path(path).is_file():
+            raise ValueError(f"Conductor in {model_id}: there is no {filename}")
+        try:
+            stored = load_file(path, device=map_location)
+        except SafetensorError as error:
+            raise ValueError(f"Conductor in {model_id}: {filename} cannot be read: {error}") from error
         expected = conductor.state_dict()
         _refuse_difference("tensors", sorted(stored), sorted(expected), where=path)
         for name, tensor in expected.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -11,7 +12,7 @@ from pydantic import AfterValidator, Discriminator, Tag, model_validator
 
 from openrlhf_maestro.config.fields import PAPER, Section, option
 
-Normalisation = Literal["none", "group_rank"]
+Normalisation = Literal["none", "group_rank", "zscore"]
 
 
 class ComponentSection(Section):
@@ -23,10 +24,14 @@ class ComponentSection(Section):
     kind: str = option(..., "what is measured, see docs/concepts.md")
     name: str | None = option(None, "its name in logs and files; default the kind", pattern=r"^[A-Za-z0-9_.-]+$")
     normalisation: Normalisation | None = option(
-        None, "how raw values become comparable; default by kind", source=f"{PAPER}, appendix B"
+        None, "how raw values become comparable; default rewards.normalisation", source=f"{PAPER}, appendix B"
     )
     gate: str | None = option(
         None, "name of another component: where its raw value is not above 0 this one is 0, the response's fault"
+    )
+
+    anchor: bool = option(
+        False, "the trusted signal of conductor.credit: anchor: scored on a share of the groups, not part of the reward"
     )
 
     @property
@@ -104,6 +109,18 @@ class LengthComponent(ComponentSection, LengthLimits):
         l_min = self.parameter("l_min", datasource)
         return (l_max / 2 if l_min is None else l_min), l_max
 
+    def limit_problems(self, max_new_tokens: int | None) -> Iterator[str]:
+        """What is wrong with its limits, a sentence each. `max_new_tokens`: of the run; None: there is no run."""
+        for source in ("", *self.by_datasource):
+            where = f" of {source}" if source else ""
+            if max_new_tokens is None and self.parameter("l_max", source) is None:
+                yield f"the `{self.label}` component needs l_max{where}: a server does not know rollout.max_new_tokens."
+                continue
+            l_min, l_max = self.limits(source, max_new_tokens or 0)
+            if l_min >= l_max:
+                highest = f"{l_max:g}" if max_new_tokens is None else f"{l_max:g}; by default rollout.max_new_tokens"
+                yield f"the `{self.label}` component: l_min{where} ({l_min:g}) must be below l_max ({highest})."
+
 
 class PreferenceComponent(ComponentSection):
     """Score of the preference model of section `reward`."""
@@ -123,19 +140,36 @@ class RuleComponent(ComponentSection):
 
 
 def _scorer_url(url: str) -> str:
-    """The address of an outside scorer: http or https, no secrets in it, no link-local number (cloud metadata)."""
+    """The address of an outside scorer: http or https, no secrets in it, no link-local number (cloud metadata).
+
+    What is wrong is said without the address: there may be a secret in it.
+    """
+    # What a client makes of other characters differs, so that it could ask another host than the one that was checked.
+    if not all("!" <= character <= "~" for character in url):
+        raise ValueError("an address is of printable ASCII without spaces: write a host as xn--..., the rest as %...")
+    if "?" in url or "#" in url:
+        raise ValueError("an address may not hold a query or fragment: keys are read from environment variables")
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise ValueError("an address may not hold a user name or password: keys are read from environment variables")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # `port` checks itself
-        raise ValueError(f"{url} is not an address that begins with http:// or https:// and a host")
-    try:
-        number = ip_address(parts.hostname)
-    except ValueError:
-        return url  # a name
-    if number.is_link_local:
-        raise ValueError(f"{parts.hostname} is a link-local address, which is not called")
+        raise ValueError("an address begins with http:// or https:// and a host")
+    _check_host(parts.hostname)
     return url
+
+
+def _check_host(host: str) -> None:
+    try:
+        number = ip_address(host)
+    except ValueError:
+        labels = host.removesuffix(".").split(".")
+        if labels[-1].isdigit() or not all(re.fullmatch(r"[A-Za-z0-9_-]{1,63}", label) for label in labels):
+            raise ValueError(
+                "the host is no IP address, and no name of labels of 1 to 63 letters, digits, - and _"
+            ) from None
+        return
+    if number.is_link_local:
+        raise ValueError(f"{host} is a link-local address, which is not called")
 
 
 ScorerUrl = Annotated[str, AfterValidator(_scorer_url)]
@@ -251,9 +285,14 @@ def check_names_and_gates(components: Sequence[ComponentSection]) -> None:
     again = sorted({kind for kind in kinds if kinds.count(kind) > 1})
     if again:
         raise ValueError(f"two components are of kind {', '.join(again)}: this kind can be used once")
+    anchors = [component.label for component in components if component.anchor]
+    if len(anchors) > 1:
+        raise ValueError(f"{', '.join(anchors)} are all an anchor: there is one trusted signal")
+    if anchors and len(components) == 1:
+        raise ValueError(f"{anchors[0]} is the anchor, which is not part of the reward: no component is left for that")
     never = {component.label for component in components if component.kind in NEVER_ABOVE_0}
     for component in components:
-        others = [name for name in names if name != component.label]
+        others = [name for name in names if name not in (component.label, *anchors)]
         if component.gate in never:
             raise ValueError(f"the gate of {component.label} is {component.gate}, whose values are never above 0")
         if component.gate is not None and component.gate not in others:

@@ -48,6 +48,14 @@ def section(cls: type[Section]) -> Any:
     return Field(default_factory=cls, description=(cls.__doc__ or "").strip().splitlines()[0])
 
 
+def changed(section: Section) -> set[str]:
+    """Names of the options that do not have their default."""
+    fields = type(section).model_fields
+    return {
+        name for name, field in fields.items() if getattr(section, name) != field.get_default(call_default_factory=True)
+    }
+
+
 @dataclass(frozen=True)
 class Option:
     """One declared option, under its dotted name."""

@@ -12,6 +12,7 @@ from typing import Literal
 
 from openrlhf_maestro.config import yaml12
 from openrlhf_maestro.config.fields import Option, Section, options, subsections
+from openrlhf_maestro.config.lab import LabConfig
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.config.serve import ServeConfig
 from openrlhf_maestro.config.sft import SftConfig

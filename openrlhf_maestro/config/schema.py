@@ -9,12 +9,12 @@ from pathlib import Path
 from pydantic import model_validator
 
 from openrlhf_maestro.config.components import ComponentSection, LengthComponent, PerplexityComponent
-from openrlhf_maestro.config.fields import Section, section
+from openrlhf_maestro.config.conductor import ConductorSection
+from openrlhf_maestro.config.fields import Section, changed, section
 from openrlhf_maestro.config.objective import AlgoSection, ObjectiveSection
 from openrlhf_maestro.config.sections import (
     ActorSection,
     CkptSection,
-    ConductorSection,
     DataSection,
     DsSection,
     EvalSection,
@@ -103,8 +103,14 @@ class MaestroConfig(Section):
         return tokens_per_gpu * self.ds.tensor_parallel_size if self.train.dynamic_batch_enable else None
 
     @property
+    def anchor(self) -> ComponentSection | None:
+        """The component that is no part of the reward but a trusted signal, where there is one."""
+        return next((component for component in self.rewards.components if component.anchor), None)
+
+    @property
     def component_names(self) -> list[str]:
-        return [component.label for component in self.rewards.components]
+        """Names of the K components of the reward."""
+        return [component.label for component in self.rewards.components if not component.anchor]
 
     @property
     def uses_reference(self) -> bool:
@@ -234,18 +240,8 @@ class MaestroConfig(Section):
             yield f"the `rule` component knows the bundled tasks only: set data.prompt_dataset to {BUNDLED_TASKS}."
         if self.eval.dataset is not None and self.eval.dataset != BUNDLED_TASKS:
             yield f"eval.dataset: verdicts by rule exist for {BUNDLED_TASKS} only."
-        kind = self.conductor.kind
-        if kind == "single" and self.conductor.component not in names:
-            yield f"conductor.kind: single needs conductor.component to be one of {', '.join(names)}."
-        if kind == "fixed":
-            weights = self.conductor.weights or {}
-            if sorted(weights) != sorted(names) or min(weights.values(), default=-1) < 0 or sum(weights.values()) <= 0:
-                yield (
-                    "conductor.kind: fixed needs conductor.weights, not negative and not all 0, "
-                    f"for exactly {', '.join(names)}."
-                )
-        if kind == "conductor" and len(names) < 2:
-            yield "conductor.kind: conductor has nothing to choose with one component. Use conductor.kind: single."
+        kl_in_reward = self.uses_reference and self.objective.kl_in == "reward"
+        yield from self.conductor.problems(names, self.anchor.label if self.anchor else None, kl_in_reward)
 
     def _objective_problems(self) -> Iterator[str]:
         if self.uses_reference and self.algo.kl.estimator == "k1" and self.objective.kl_in == "loss":
@@ -255,16 +251,9 @@ class MaestroConfig(Section):
             )
 
     def _length_problems(self) -> Iterator[str]:
-        lengths = [part for part in self.rewards.components if isinstance(part, LengthComponent)]
-        for component in lengths:
-            for source in ("", *component.by_datasource):
-                l_min, l_max = component.limits(source, self.rollout.max_new_tokens)
-                if l_min >= l_max:
-                    where = f" of {source}" if source else ""
-                    yield (
-                        f"the `{component.label}` component: l_min{where} ({l_min:g}) must be below l_max ({l_max:g}; "
-                        "by default rollout.max_new_tokens)."
-                    )
+        for component in self.rewards.components:
+            if isinstance(component, LengthComponent):
+                yield from component.limit_problems(self.rollout.max_new_tokens)
 
     def _placement_problems(self) -> Iterator[str]:
         engine_gpus = self.vllm.num_engines * self.vllm.tensor_parallel_size
@@ -296,47 +285,30 @@ class MaestroConfig(Section):
 
     def notes(self) -> list[str]:
         """Options that were set but have no effect in this combination, one sentence each."""
-        found = []
-        effective = {
-            "conductor": set(type(self.conductor).model_fields) - {"component", "weights"},
-            "single": {"component"},
-            "fixed": {"weights"},
-        }.get(self.conductor.kind, set())
-        for field in sorted(_changed(self.conductor) - effective - {"kind"}):
-            found.append(f"conductor.{field} has no effect with conductor.kind: {self.conductor.kind}.")
+        found = list(self.conductor.notes(self.anchor.label if self.anchor else None))
         if not self.uses_reference:
-            unused = _changed(self.objective) & {"ref_sync_steps", "ref_mixup_alpha", "kl_in"}
+            unused = changed(self.objective) & {"ref_sync_steps", "ref_mixup_alpha", "kl_in"}
             options = sorted(f"objective.{field}" for field in unused)
-            options += [f"algo.kl.{field}" for field in sorted(_changed(self.algo.kl) & {"estimator"})]
+            options += [f"algo.kl.{field}" for field in sorted(changed(self.algo.kl) & {"estimator"})]
             for name in options:
                 found.append(f"{name} has no effect with algo.kl.init_coef: 0 (there is no reference).")
         if self.algo.advantage.is_correction_level == "off":
-            for field in sorted(_changed(self.algo.advantage)):
+            for field in sorted(changed(self.algo.advantage)):
                 found.append(f"algo.advantage.{field} has no effect with algo.advantage.is_correction_level: off.")
         by_tokens = self.train.dynamic_batch_enable
         unused_size = "micro_batch_size" if by_tokens else "max_tokens_per_gpu"
         for name, part in (("rollout", self.rollout), ("train", self.train)):
-            if unused_size in _changed(part):
+            if unused_size in changed(part):
                 state = "true" if by_tokens else "false"
                 found.append(f"{name}.{unused_size} has no effect with train.dynamic_batch_enable: {state}.")
         if not self.algo.dynamic_filtering_enable:
-            for field in sorted(
-                _changed(self.algo) & {"dynamic_filtering_min_spread", "dynamic_filtering_max_batches"}
-            ):
+            for field in sorted(changed(self.algo) & {"dynamic_filtering_min_spread", "dynamic_filtering_max_batches"}):
                 found.append(f"algo.{field} has no effect without algo.dynamic_filtering_enable.")
-        if "entropy_mask" in _changed(self.objective) and self.objective.top_entropy_quantile == 1.0:
+        if "entropy_mask" in changed(self.objective) and self.objective.top_entropy_quantile == 1.0:
             found.append("objective.entropy_mask has no effect with objective.top_entropy_quantile: 1.0.")
         if self.reward.model_name_or_path and not self.component_of_kind("preference"):
             found.append("reward.model_name_or_path has no effect without a `preference` component.")
         return found
-
-
-def _changed(section: Section) -> set[str]:
-    """Names of the options that do not have their default."""
-    fields = type(section).model_fields
-    return {
-        name for name, field in fields.items() if getattr(section, name) != field.get_default(call_default_factory=True)
-    }
 
 
 def _does_not_divide(what: str, total: int, micro: int, ranks: int, name: str, group: int = 1) -> Iterator[str]:

@@ -249,6 +249,12 @@ class RewardsSection(Section):
         source=f"{PAPER}, appendix B",
         min_length=1,
     )
+    normalisation: Literal["paper", "rank", "zscore", "none"] = option(
+        "paper",
+        "paper: each kind's own, see docs/concepts.md; rank: every component by its rank in the group; "
+        "zscore: standardised in the group; none: raw values",
+        source=f"{PAPER}, appendix B",
+    )
     max_missing_rate: float = option(
         0.2, "stop when a component has no value for more responses of a step than this", unit="share", ge=0, le=1
     )
@@ -258,24 +264,6 @@ class RewardsSection(Section):
     def _names_and_gates(cls, value: tuple[ComponentSection, ...]) -> tuple[ComponentSection, ...]:
         check_names_and_gates(value)
         return value
-
-
-class ConductorSection(Section):
-    """Who chooses the weights of the components."""
-
-    kind: Literal["conductor", "equal", "random", "fixed", "single"] = option(
-        "conductor", "conductor: learned; equal, random, fixed or single: not", source=PAPER
-    )
-    component: str | None = option(None, "single: the name of the one component that counts")
-    weights: dict[str, float] | None = option(None, "fixed: the weight of each component by name; normalised to sum 1")
-    lr: float = option(5e-5, "AdamW learning rate", source=f"{PAPER}, Table 8", gt=0)
-    update_steps: int = option(3, "GRPO steps between two updates, M", unit="steps", source=f"{PAPER}, Table 8", ge=1)
-    entropy_coef: float = option(1e-3, "coefficient of the entropy bonus", source=f"{PAPER}, Table 8", ge=0)
-    emphasis: float = option(0.5, "eta: weights are (1 - eta) pi + eta onehot(a)", ge=0, le=1)
-    temperature: float = option(1.0, "tau of the softmax at the start", source=f"{PAPER}, appendix E", gt=0)
-    learn_temperature: bool = option(True, "learn tau", source=f"{PAPER}, appendix E")
-    min_prob: float = option(1e-4, "floor of every probability", source=f"{PAPER}, appendix E.1", gt=0, lt=0.1)
-    keep_truncated: bool = option(False, "let truncated responses into the meta-buffer")
 
 
 class DsSection(Section):

@@ -36,6 +36,7 @@ class ServeSection(Section):
         "the policy's tokenizer, a Hugging Face name or folder: finds the stop token in what OpenRLHF sends and counts "
         "tokens; null: POST /get_reward is not served",
     )
+    trust_remote_code: bool = option(False, "let Hugging Face repositories run their own code")
 
     @property
     def is_loopback(self) -> bool:
@@ -74,8 +75,6 @@ class ServedRewardsSection(Section):
                     f"{component.label} is read off the policy's own forward, which only a run makes: configure it "
                     "there, and take it out here"
                 )
-            if isinstance(component, LengthComponent) and component.l_max is None:
-                raise ValueError(f"{component.label} needs l_max: a server does not know rollout.max_new_tokens")
         return value
 
     @model_validator(mode="after")
@@ -118,6 +117,9 @@ class ServeConfig(Section):
         return self
 
     def _problems(self) -> Iterator[str]:
+        for component in self.rewards.components:
+            if isinstance(component, LengthComponent):
+                yield from component.limit_problems(None)
         served = any(component.kind == "preference" for component in self.rewards.components)
         if served and self.reward.model_name_or_path is None:
             yield (

@@ -83,6 +83,13 @@ def reward_panels(run: Run) -> list[Panel]:
     return [panel for panel in panels if panel]
 
 
+def spread_panels(run: Run) -> list[Panel]:
+    """How far each normalised component varies within groups."""
+    colours = component_colours(run.components())
+    panels = [_panel(run, f"reward/{name}/norm_group_std", name, colours[name]) for name in run.components()]
+    return [panel for panel in panels if panel]
+
+
 def fault_panels(run: Run) -> list[Panel]:
     """Rates of missing values, of responses at fault, and of groups without a gradient; none that stayed at zero."""
     colours = component_colours(run.components())
@@ -128,6 +135,9 @@ def conductor_panels(run: Run) -> list[Panel]:
         _panel(run, "conductor/entropy", "entropy of the weights, nats"),
         _panel(run, "conductor/temperature", "temperature"),
         _panel(run, "conductor/meta_loss", "meta-loss"),
+        _panel(run, "conductor/max_weight", "largest mean weight"),
+        _panel(run, "conductor/lr_h_l1", "reach of an update, lr × |h|₁"),
+        _panel(run, "conductor/meta_reward", "agreement with the anchor"),
     ]
     return [panel for panel in panels if panel]
 

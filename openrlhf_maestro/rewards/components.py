@@ -18,6 +18,7 @@ from openrlhf_maestro.rewards.groups import FAULT, GroupScorer
 from openrlhf_maestro.rewards.measured import ENTROPY, NEG_ENTROPY, PERPLEXITY, PREFERENCE, MeasuredScorer
 from openrlhf_maestro.rewards.ranking import group_rank
 from openrlhf_maestro.rewards.rules import RuleScorer, format_scores, length_scores, verdict_scores
+from openrlhf_maestro.rewards.standardising import group_zscore
 
 Scorer = GroupScorer | MeasuredScorer
 
@@ -84,8 +85,14 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def make_components(sections: Sequence[ComponentSection], context: Context) -> list[Component]:
-    """The components of a configuration, in its order.
+# What rewards.normalisation says of components that say nothing themselves; `paper` leaves it to the kind.
+PRESETS: Mapping[str, Normalisation] = {"rank": "group_rank", "zscore": "zscore", "none": "none"}
+
+
+def make_components(
+    sections: Sequence[ComponentSection], context: Context, normalisation: str = "paper"
+) -> list[Component]:
+    """The components of a configuration, in its order; `normalisation` is rewards.normalisation.
 
     Raises:
         ConfigError: a scorer cannot be made: a function is not found, a key is not set.
@@ -93,7 +100,7 @@ def make_components(sections: Sequence[ComponentSection], context: Context) -> l
     return [
         Component(
             name=section.label,
-            normalisation=section.normalisation or KINDS[section.kind].normalisation,
+            normalisation=section.normalisation or PRESETS.get(normalisation, KINDS[section.kind].normalisation),
             gate=section.gate,
             scorer=KINDS[section.kind].make(section, context),
         )
@@ -127,7 +134,7 @@ def normalize(raw: Tensor, components: Sequence[Component]) -> Tensor:
             response is at fault, NaN where missing. ``+inf`` is no score either, and is treated as missing.
 
     Returns:
-        (N, G, K): ``-inf`` has become 0, a missing score is NaN.
+        (N, G, K): ``-inf`` has become 0 (under ``zscore`` what lies below every other), a missing score is NaN.
 
     Raises:
         ValueError: if ``raw`` is not (N, G, K) with K the number of components.
@@ -164,4 +171,8 @@ def _keep_level(values: Tensor) -> Tensor:
     return values.masked_fill(values.isneginf(), 0.0)
 
 
-_NORMALISATIONS: dict[Normalisation, Callable[[Tensor], Tensor]] = {"none": _keep_level, "group_rank": group_rank}
+_NORMALISATIONS: dict[Normalisation, Callable[[Tensor], Tensor]] = {
+    "none": _keep_level,
+    "group_rank": group_rank,
+    "zscore": group_zscore,
+}

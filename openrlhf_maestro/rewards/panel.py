@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openrlhf_maestro.config.schema import BUNDLED
-from openrlhf_maestro.config.serve import ServeConfig, ServedPreferenceSection
+from openrlhf_maestro.config.serve import ServeConfig
 from openrlhf_maestro.data.assets import ensure_asset
 from openrlhf_maestro.rewards.components import Component, Context, apply_gates, make_components
 from openrlhf_maestro.rewards.groups import FAULT, Group, GroupScorer, Missing, Score, no_value
@@ -92,12 +92,13 @@ def make_panel(config: ServeConfig) -> Panel:
     components = make_components(sections, Context(max_new_tokens=0))  # every `length` has an l_max of its own
     for k, section in enumerate(sections):
         if section.kind == "preference":
-            components[k] = replace(components[k], scorer=PreferenceScorer(_preference_model(config.reward)))
+            components[k] = replace(components[k], scorer=PreferenceScorer(_preference_model(config)))
     counting = [section.label for section in sections if section.kind == "length"]
     return Panel(components, config.rewards.weights, counting)
 
 
-def _preference_model(section: ServedPreferenceSection) -> LocalPreference:
+def _preference_model(config: ServeConfig) -> LocalPreference:
+    section = config.reward
     name = str(section.model_name_or_path)
     if name == f"{BUNDLED}preference":
         name = str(ensure_asset("preference", section.assets_dir))
@@ -107,6 +108,7 @@ def _preference_model(section: ServedPreferenceSection) -> LocalPreference:
         device=section.device,
         dtype=section.param_dtype,
         batch_size=section.batch_size,
+        trust_remote_code=config.serve.trust_remote_code,
     )
 
 

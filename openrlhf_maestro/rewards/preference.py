@@ -6,7 +6,8 @@ loads the model with plain transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,20 +46,23 @@ class Conversations:
 class ConversationReader:
     """Writes (prompt, response) pairs the way a preference model was trained to read them."""
 
-    def __init__(self, model_name_or_path: str, max_len: int) -> None:
+    def __init__(self, model_name_or_path: str, max_len: int, *, trust_remote_code: bool = False) -> None:
         """
         Args:
             model_name_or_path: Hugging Face name or folder.
             max_len: longest conversation, in the model's own tokens.
+            trust_remote_code: let it run its own code. In a run's workers `run.trust_remote_code` decides.
 
         Raises:
-            ConfigError: it is not a model that gives one score, or has no chat template.
+            ConfigError: it cannot be loaded, is not a model that gives one score, or has no chat template.
         """
         from transformers import AutoConfig, AutoTokenizer
 
-        config = AutoConfig.from_pretrained(model_name_or_path)
+        with _loading(model_name_or_path):
+            config = AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
         _check_gives_one_score(config, model_name_or_path)
-        self.tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
+        with _loading(model_name_or_path):
+            self.tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
         if self.tokenizer.chat_template is None:
             raise ConfigError(
                 f"the preference model {model_name_or_path} has no chat template: its tokenizer cannot show it a "
@@ -105,6 +109,7 @@ class LocalPreference:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         dtype: Literal["auto", "bf16", "fp32"] = "auto",
         batch_size: int = 8,
+        trust_remote_code: bool = False,
     ) -> None:
         """
         Args:
@@ -113,23 +118,26 @@ class LocalPreference:
             device: auto: cuda where there is one, else cpu.
             dtype: auto: bf16 on cuda, fp32 on a CPU.
             batch_size: conversations a forward.
+            trust_remote_code: let it run its own code.
 
         Raises:
-            ConfigError: it is not a model that gives one score, or has no chat template.
+            ConfigError: it cannot be loaded, is not a model that gives one score, or has no chat template.
         """
         from transformers import AutoModelForSequenceClassification
 
-        self.reader = ConversationReader(model_name_or_path, max_len)
+        self.reader = ConversationReader(model_name_or_path, max_len, trust_remote_code=trust_remote_code)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = "bf16" if device == "cuda" else "fp32"
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            model_name_or_path,
-            num_labels=1,
-            dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
-            output_loading_info=True,
-        )
+        with _loading(model_name_or_path):
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                model_name_or_path,
+                num_labels=1,
+                dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+            )
         if loading["missing_keys"]:
             missing = ", ".join(sorted(loading["missing_keys"]))
             raise ConfigError(f"the preference model {model_name_or_path} lacks weights: {missing}.")
@@ -155,6 +163,15 @@ class LocalPreference:
         last = batch.last.to(self.device)
         hidden = output.last_hidden_state[torch.arange(len(last), device=self.device), last]
         return self.model.score(hidden).squeeze(-1).cpu()
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the preference model {name} cannot be loaded: {reason}") from error
 
 
 def _check_gives_one_score(config: Any, name: str) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import httpx
 
 from openrlhf_maestro.config.components import RemoteComponent, ServiceOptions
+from openrlhf_maestro.config.secrets import read_secret
 from openrlhf_maestro.errors import RunError
-from openrlhf_maestro.rewards.address import refuse_link_local, shown
+from openrlhf_maestro.rewards.address import client_options, refuse_link_local
 from openrlhf_maestro.rewards.groups import Group, GroupScorer, Missing, Score
 from openrlhf_maestro.rewards.protocol import (
     ProtocolError,
@@ -30,16 +29,23 @@ Columns = Mapping[str, Sequence[Score]]
 class RemoteScorer(GroupScorer):
     """One component of a server.
 
-    Those with the same address, protocol, token and limits share one request a group, where they were made with the
-    same `endpoints`, the scorers' common register.
+    Those with the same address, protocol, token and limits share one request a group where they are asked together, if
+    they were made with the same `endpoints`, the scorers' common register.
     """
 
     def __init__(self, section: RemoteComponent, endpoints: dict[Any, Endpoint] | None = None) -> None:
-        """Connects to nothing yet."""
+        """Connects to nothing yet.
+
+        Raises:
+            ConfigError: the token cannot stand in a header.
+        """
         self._label = section.label
         limits = (getattr(section, name) for name in ServiceOptions.model_fields)
         key = (section.url, section.protocol, section.token_env, *limits)
-        self._endpoint = ({} if endpoints is None else endpoints).setdefault(key, Endpoint(section))
+        register = {} if endpoints is None else endpoints
+        if key not in register:
+            register[key] = Endpoint(section)
+        self._endpoint = register[key]
         self._endpoint.join(section)
 
     async def score(self, group: Group) -> Sequence[Score]:
@@ -55,23 +61,15 @@ class RemoteScorer(GroupScorer):
         await self._endpoint.close()
 
 
-@dataclass
-class _Request:
-    """A request under way, and who has not asked for its answer yet."""
-
-    group: Group  # kept alive, or another could take its id
-    task: asyncio.Task[Columns]
-    waiting: set[str]
-
-
 class Endpoint:
     """A server, and the components that are asked of it."""
 
     def __init__(self, section: RemoteComponent) -> None:
         self._section = section
+        self._token = read_secret(f"reward component {section.label}", section.token_env)
         self._wanted: dict[str, str] = {}  # the server's component by the label of ours
         self._service = Service("", section)
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, asyncio.Task[Columns]] = {}  # under way, by the id of the group
         self._client: httpx.AsyncClient | None = None
 
     def join(self, section: RemoteComponent) -> None:
@@ -83,18 +81,15 @@ class Endpoint:
         """(G,) the scores of the component `label`; the first of all that ask for a group's makes the request."""
         request = self._requests.get(id(group))
         if request is None:
-            request = _Request(group, asyncio.create_task(self._ask(group)), set(self._wanted))
-            self._requests[id(group)] = request
-        request.waiting.discard(label)
-        if not request.waiting:
-            del self._requests[id(group)]
+            request = self._requests[id(group)] = asyncio.create_task(self._ask(group))
+            # It also keeps the group alive until then: another could take its id.
+            request.add_done_callback(lambda _: self._requests.pop(id(group)))
         # One that stops waiting must not take the answer from the others.
-        return (await asyncio.shield(request.task))[label]
+        return (await asyncio.shield(request))[label]
 
     async def close(self) -> None:
         for request in self._requests.values():
-            request.task.cancel()
-        self._requests.clear()
+            request.cancel()
         if self._client is not None:
             await self._client.aclose()
 
@@ -122,12 +117,12 @@ class Endpoint:
         try:
             response = await self._client.post(url, content=body)
         except httpx.RequestError as error:
-            raise TransientError(f"{shown(url)} cannot be reached: {error or type(error).__name__}") from error
+            raise TransientError(f"{url} cannot be reached: {error or type(error).__name__}") from error
         if response.is_success:
             return response.text
         answer = f"answers with status {response.status_code}: {excerpt(response.text)}"
         if response.status_code in RETRIED_STATUS:
-            raise TransientError(f"{shown(url)} {answer}")
+            raise TransientError(f"{url} {answer}")
         if response.is_redirect:
             raise self._error("redirects the request, which is not followed. Give the address it leads to.")
         if response.status_code in (401, 403):
@@ -136,18 +131,14 @@ class Endpoint:
 
     def _connect(self) -> httpx.AsyncClient:
         headers = {"content-type": "application/json"}
-        token = os.environ.get(self._section.token_env, "").strip()
-        if token:
-            headers["authorization"] = f"Bearer {token}"
+        if self._token is not None:
+            headers["authorization"] = f"Bearer {self._token}"
         return httpx.AsyncClient(
             headers=headers,
             timeout=None,  # the service's part
             limits=httpx.Limits(max_connections=self._section.concurrency),
-            follow_redirects=False,
-            # No proxy and no ~/.netrc: the address that was checked is the one that is asked.
-            trust_env=False,
-            verify=httpx.create_ssl_context(),
+            **client_options(),
         )
 
     def _error(self, what: str) -> RunError:
-        return RunError(f"reward component {self._service.name}: {shown(self._section.url)} {what}")
+        return RunError(f"reward component {self._service.name}: {self._section.url} {what}")

@@ -1,6 +1,6 @@
 """The reward server behind `maestro serve-rewards`: a panel of components over HTTP, in two protocols.
 
-No text of a prompt or response is logged: a request that is refused is one line with its status and what is wrong.
+Nothing of what a client sends is logged: a request that is refused is one line with its path and status.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _check_batch(responses: int, section: ServeSection) -> None:
 
 
 async def _refused(request: Request, error: Any) -> JSONResponse:
-    _log.warning("%s %s: %d, %s", request.method, request.url.path, error.status_code, error.detail)
+    _log.warning("%s %s: %d", request.method, request.url.path, error.status_code)
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 

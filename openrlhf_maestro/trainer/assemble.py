@@ -9,11 +9,13 @@ import ray
 from openrlhf_maestro.conductor import ConductorSettings, Orchestrator, make_orchestrator
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import PromptLoader, PromptSet
+from openrlhf_maestro.errors import ConfigError
 from openrlhf_maestro.rewards import Component
 from openrlhf_maestro.rollout.sampler import Sampler
 from openrlhf_maestro.trainer.checkpoint import load_checkpoint
 from openrlhf_maestro.trainer.collector import Collector
 from openrlhf_maestro.trainer.controller import LOGPROB_DIFF_LIMITS, Controller
+from openrlhf_maestro.trainer.diagnostics import CollapseWatch
 from openrlhf_maestro.trainer.evaluation import Evaluator
 from openrlhf_maestro.trainer.experience import ExperienceMaker
 from openrlhf_maestro.trainer.measure import ModelCalls
@@ -70,6 +72,7 @@ def assemble(
         sync=sync,
         evaluator=evaluator,
         logprob_diff_limit=limit,
+        watch=CollapseWatch(config.component_names, config.conductor.credit) if orchestrator.needs_hidden else None,
     )
 
 
@@ -87,6 +90,19 @@ def _orchestrator(config: MaestroConfig, workers: Workers) -> Orchestrator:
             entropy_coef=section.entropy_coef,
             emphasis=section.emphasis,
             keep_truncated=section.keep_truncated,
+            credit=section.credit,
+            schedule=section.schedule,
+            pairwise_coef=section.pairwise_coef,
+            scale_rewards=config.objective.scale_rewards,
+            context_layer=section.context_layer,
+            context_pooling=section.context_pooling,
+            init_from=section.init_from,
+            freeze=section.freeze,
         )
     fixed = [section.weights[name] for name in names] if section.weights else None
-    return make_orchestrator(section.kind, names, settings=settings, component=section.component, fixed_weights=fixed)
+    try:
+        return make_orchestrator(
+            section.kind, names, settings=settings, component=section.component, fixed_weights=fixed
+        )
+    except ValueError as error:  # a Conductor of another policy or other rewards
+        raise ConfigError(f"conductor.init_from: {section.init_from} cannot be used. {error}") from error

@@ -71,6 +71,10 @@ class Scored:
     component_names: list[str]
     raw: Tensor  # (B, K); -inf: the response's fault, NaN: missing
     normalised: Tensor  # (B, K), in [0, 1] where ranked; NaN: missing
+    raw_anchor: (
+        Tensor | None
+    )  # (B,) scores of the trusted signal; -inf: the response's fault, NaN: not asked, or missing
+    anchor: Tensor | None  # (B,) normalised
     weights: Tensor  # (B, K) the w of the scalar
     probs: Tensor  # (B, K) the continuous pi
     actions: Tensor | None  # (B,) long
@@ -87,11 +91,17 @@ class Scored:
     policy_loss_tokens: Tensor  # (B,) long, tokens in the policy loss
     logprob_diff_mean: Tensor  # (B,) |vLLM - trainer|, mean over the response's tokens
     logprob_diff_max: Tensor  # (B,)
+    log_prob_mean: Tensor  # (B,) of the response's tokens, the trainer's
     tokens: TokenValues
     missing_reasons: dict[str, str]  # by component: why the first missing value is missing
     reward_s: dict[str, float]  # by component: seconds in which it was worked on
     reward_wait_s: float  # seconds in which nothing but text scorers was waited for
     filtered_rate: float = 0.0  # share of the groups sampled that dynamic filtering left out
+
+    @property
+    def group_size(self) -> int:
+        """G."""
+        return sum(rollout.group == self.rollouts[0].group for rollout in self.rollouts)
 
     @property
     def mean_logprob_diff(self) -> float:

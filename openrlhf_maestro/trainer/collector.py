@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,14 @@ from openrlhf_maestro.trainer.metrics import Stopwatch
 if TYPE_CHECKING:
     from openrlhf_maestro.rollout.sampler import Sampler
     from openrlhf_maestro.trainer.experience import ExperienceMaker
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices of a step, whatever number of batches it takes."""
+
+    conductor: torch.Generator  # emphases
+    anchor: torch.Generator  # groups that the anchor scores
 
 
 @dataclass
@@ -38,7 +47,8 @@ class Collector:
         None where the prompts are used up before N groups are found.
         """
         algo, wanted = self.config.algo, self.config.rollout.batch_size
-        generator = step_generator(self.config.train.seed, step)
+        seed = self.config.train.seed
+        draws = Draws(step_generator(seed, "conductor", step), step_generator(seed, "anchor", step))
         parts: list[Scored] = []
         drawn, found = self.drawn, 0
         while found < wanted:
@@ -50,7 +60,7 @@ class Collector:
                     f"and {wanted} are needed: the rewards hardly tell responses apart. Look at the last files of "
                     "rollouts/, or raise algo.dynamic_filtering_max_batches."
                 )
-            part = self._score(self.loader.batch(drawn), step, generator, watch, console)
+            part = self._score(self.loader.batch(drawn), step, draws, watch, console)
             drawn += 1
             if algo.dynamic_filtering_enable:
                 part = part.select((part.spread > algo.dynamic_filtering_min_spread).nonzero().flatten())
@@ -65,23 +75,35 @@ class Collector:
         self,
         prompts: Sequence[Prompt],
         step: int,
-        generator: torch.Generator,
+        draws: Draws,
         watch: Stopwatch,
         console: TrainingConsole,
     ) -> Scored:
         console.phase("sampling")
+        anchored = self._anchored(len(prompts), draws.anchor)
         with watch.phase("generation"):
-            rollouts = self._sample(prompts, step)
+            rollouts = self._sample(prompts, step, anchored)
         console.phase("scoring")
         with watch.phase("experience"):
-            scored = self.maker.make(rollouts, generator)
-        for name, count in zip(scored.component_names, scored.raw.isnan().sum(0).tolist(), strict=True):
+            scored = self.maker.make(rollouts, anchored, draws.conductor)
+        missing = dict(zip(scored.component_names, scored.raw.isnan().sum(0).tolist(), strict=True))
+        if self.config.anchor is not None and scored.raw_anchor is not None:
+            asked = len(anchored) * scored.group_size
+            missing[self.config.anchor.label] = asked - int((~scored.raw_anchor.isnan()).sum())
+        for name, count in missing.items():
             if count:
                 reason = scored.missing_reasons.get(name, "a model gave no finite score")
                 CONSOLE.print(f"step {step}: {name} has no value for {count} of {len(scored.raw)} responses ({reason})")
         return scored
 
-    def _sample(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+    def _anchored(self, groups: int, generator: torch.Generator) -> set[int]:
+        """The groups that the anchor scores: a share of them, at least one, drawn anew for every batch."""
+        if self.config.anchor is None or not self.config.conductor.reads_anchor:
+            return set()
+        count = math.ceil(self.config.conductor.anchor_share * groups)
+        return set(torch.randperm(groups, generator=generator)[:count].tolist())
+
+    def _sample(self, prompts: Sequence[Prompt], step: int, anchored: Collection[int]) -> list[Rollout]:
         """N * G responses, group by group; the text scores of a group are started when it arrives."""
         groups: list[list[Rollout]] = [[] for _ in prompts]
         arriving = self.sampler.stream(
@@ -96,11 +118,12 @@ class Collector:
             groups[index] = [
                 Rollout(prompts[index], response, text, index) for response, text in zip(responses, texts, strict=True)
             ]
-            self.maker.scoring.submit(index, as_group(groups[index], self.tokenizer))
+            skipped = [self.config.anchor.label] if self.config.anchor and index not in anchored else []
+            self.maker.scoring.submit(index, as_group(groups[index], self.tokenizer), skipped)
         return [rollout for group in groups for rollout in group]
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The Conductor's draws of a step: they depend on the run's seed and the step alone."""
-    digest = hashlib.blake2b(f"{seed}|conductor|{step}".encode(), digest_size=8).digest()
+def step_generator(seed: int, purpose: str, step: int) -> torch.Generator:
+    """The draws of a step for a purpose: they depend on the run's seed, the purpose and the step alone."""
+    digest = hashlib.blake2b(f"{seed}|{purpose}|{step}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from openrlhf_maestro.conductor import LearnedOrchestrator, Orchestrator
+from openrlhf_maestro.conductor import LearnedOrchestrator, Observation, Orchestrator
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.errors import RunError
 from openrlhf_maestro.evaluation import Accuracy
@@ -17,6 +17,7 @@ from openrlhf_maestro.trainer.batch import Scored
 from openrlhf_maestro.trainer.checkpoint import save_checkpoint
 from openrlhf_maestro.trainer.collector import Collector
 from openrlhf_maestro.trainer.console import CONSOLE, TrainingConsole
+from openrlhf_maestro.trainer.diagnostics import CollapseWatch
 from openrlhf_maestro.trainer.evaluation import Evaluator, evaluation_metrics
 from openrlhf_maestro.trainer.metrics import Stopwatch, step_metrics
 from openrlhf_maestro.trainer.resume import saved_steps
@@ -42,6 +43,7 @@ class Controller:
     sync: WeightSync
     evaluator: Evaluator | None
     logprob_diff_limit: float
+    watch: CollapseWatch | None  # where the weights are learned
 
     def train(self, start: int, total: int) -> tuple[Accuracies | None, Accuracies | None]:
         """Steps `start` + 1 to `total`. Returns held-out accuracy before and after, where there is an evaluation."""
@@ -49,9 +51,9 @@ class Controller:
         after = before
         with TrainingConsole(total, start) as console:
             for step in range(start + 1, total + 1):
-                watch = Stopwatch()
+                clock = Stopwatch()
 
-                scored = self.collect(step, watch, console)
+                scored = self.collect(step, clock, console)
                 if scored is None:
                     CONSOLE.print(f"the prompts are used up after step {step - 1}: too many groups were filtered out")
                     if not self.is_due(step - 1, self.config.eval.steps):
@@ -59,13 +61,13 @@ class Controller:
                     break
                 self.check_agreement(scored, step)
                 console.phase("updating")
-                with watch.phase("update"):
+                with clock.phase("update"):
                     update = self.update_policy(self.collector.maker.experiences(scored), step)
                     meta = self.update_conductor(scored)
-                with watch.phase("sync"):
+                with clock.phase("sync"):
                     self.sync_weights(step)
 
-                metrics = step_metrics(scored, update, self.orchestrator) | meta | watch.metrics()
+                metrics = step_metrics(scored, update, self.orchestrator) | meta | clock.metrics()
                 if self.is_due(step, self.config.eval.steps, total):
                     console.phase("evaluating")
                     after = self._evaluate(step)
@@ -75,12 +77,14 @@ class Controller:
                     console.phase("saving")
                     self.save_checkpoint(step)
                 console.step(step, metrics, self.config.component_names)
+                for warning in self.watch.warnings(metrics) if self.watch is not None else ():
+                    CONSOLE.print(f"step {step}: {warning}", soft_wrap=True)
         return before, after
 
-    def collect(self, step: int, watch: Stopwatch, console: TrainingConsole) -> Scored | None:
+    def collect(self, step: int, clock: Stopwatch, console: TrainingConsole) -> Scored | None:
         """The step's scored groups. Where a scorer ends the run, a checkpoint of the step before is written first."""
         try:
-            return self.collector.collect(step, watch, console)
+            return self.collector.collect(step, clock, console)
         except RunError:
             if step > 1 and step - 1 not in saved_steps(self.run_dir.checkpoints):
                 self.save_checkpoint(step - 1)
@@ -105,17 +109,27 @@ class Controller:
 
     def update_conductor(self, scored: Scored) -> dict[str, float]:
         """Fill the meta-buffer; every M steps one update of the Conductor."""
-        self.orchestrator.observe(scored.hidden, scored.actions, scored.advantages, truncated=scored.truncated)
+        self.orchestrator.observe(
+            Observation(
+                h=scored.hidden,
+                actions=scored.actions,
+                advantages=scored.advantages,
+                components=scored.normalised,
+                anchor=scored.anchor,
+                log_prob_mean=scored.log_prob_mean,
+                truncated=scored.truncated,
+                group_size=self.config.rollout.n_samples_per_prompt,
+            )
+        )
         meta = self.orchestrator.update()
         if not isinstance(self.orchestrator, LearnedOrchestrator):
             return {}
         if meta is not None:
             self.save_conductor()
-        values = meta or {"meta_loss": math.nan, "lr_h_l1": math.nan}
-        return {
-            "conductor/updates": self.orchestrator.updates,
-            "conductor/meta_loss": values["meta_loss"],
-            "conductor/lr_h_l1": values["lr_h_l1"],
+        values = meta or {}
+        logged = {name: values.get(name, math.nan) for name in ("meta_loss", "lr_h_l1", "meta_reward")}
+        return {"conductor/updates": self.orchestrator.updates} | {
+            f"conductor/{name}": value for name, value in logged.items()
         }
 
     def save_conductor(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,15 +35,16 @@ class ExperienceMaker:
 
     config: MaestroConfig
     models: ModelCalls
-    components: list[Component]
+    components: list[Component]  # in the order of the configuration, the anchor among them
     scoring: BackgroundScoring
     orchestrator: Orchestrator
 
-    def make(self, rollouts: list[Rollout], generator: torch.Generator) -> Scored:
+    def make(self, rollouts: list[Rollout], anchored: Collection[int], generator: torch.Generator) -> Scored:
         """Score whole groups (METHOD section 1, steps 2 to 6); their text scores are under way already.
 
         Args:
             rollouts: group by group.
+            anchored: the groups that the anchor scores.
             generator: the Conductor's draws.
         """
         measured = self.models.measure(rollouts, with_hidden=self.orchestrator.needs_hidden)
@@ -51,8 +52,9 @@ class ExperienceMaker:
         text = self.scoring.collect()
         wait_s = time.perf_counter() - start_s
         raw, reward_s = self._raw(rollouts, measured, text)
-        self._check_missing(raw, text.reasons)
-        return self._scored(rollouts, measured, raw, generator, text.reasons, reward_s, wait_s)
+        asked = torch.tensor([rollout.group in anchored for rollout in rollouts])
+        self._check_missing(raw, asked, text.reasons)
+        return self._scored(rollouts, measured, raw, asked, generator, text.reasons, reward_s, wait_s)
 
     def join(self, parts: Sequence[Scored], groups: int) -> Scored:
         """One step's record: the first so many groups of several batches."""
@@ -86,7 +88,7 @@ class ExperienceMaker:
     def _raw(
         self, rollouts: Sequence[Rollout], measured: Measured, text: TextScores
     ) -> tuple[Tensor, dict[str, float]]:
-        """(B, K) raw scores after the gates, and the seconds that went into each component."""
+        """(B, K) raw scores after the gates, the anchor's a column of them, and each component's seconds."""
         features = Features(
             texts=[rollout.text for rollout in rollouts],
             lengths=[len(rollout.response.token_ids) for rollout in rollouts],
@@ -110,13 +112,18 @@ class ExperienceMaker:
         rollouts: list[Rollout],
         measured: Measured,
         raw: Tensor,
+        asked: Tensor,
         generator: torch.Generator,
         reasons: dict[str, str],
         reward_s: dict[str, float],
         wait_s: float,
     ) -> Scored:
         group, tokens = self.config.rollout.n_samples_per_prompt, measured.tokens
+        raw = raw.masked_fill(self._is_anchor & ~asked[:, None], torch.nan)
         normalised = normalize(raw.view(-1, group, len(self.components)), self.components).view_as(raw)
+        reward = ~self._is_anchor
+        raw_anchor, anchor = raw[:, ~reward].squeeze(1), normalised[:, ~reward].squeeze(1)
+        raw, normalised = raw[:, reward], normalised[:, reward]
         orchestration = self.orchestrator.weights(measured.hidden, len(rollouts), generator)
         truncated = torch.tensor([rollout.response.truncated for rollout in rollouts])
         penalty = self._kl_penalty(measured, truncated)
@@ -126,9 +133,11 @@ class ExperienceMaker:
         difference = (tokens.rollout_log_probs - tokens.log_probs).abs() * tokens.mask
         return Scored(
             rollouts=rollouts,
-            component_names=[component.name for component in self.components],
+            component_names=self.config.component_names,
             raw=raw,
             normalised=normalised,
+            raw_anchor=raw_anchor if self.config.anchor is not None else None,
+            anchor=anchor if self.config.anchor is not None else None,
             weights=orchestration.weights,
             probs=orchestration.probs,
             actions=orchestration.actions,
@@ -145,6 +154,7 @@ class ExperienceMaker:
             policy_loss_tokens=self._policy_loss_tokens(tokens, truncated),
             logprob_diff_mean=_mean(difference, tokens.mask),
             logprob_diff_max=difference.amax(-1),
+            log_prob_mean=_mean(tokens.log_probs, tokens.mask),
             tokens=tokens,
             missing_reasons=reasons,
             reward_s=reward_s,
@@ -162,10 +172,16 @@ class ExperienceMaker:
             kept = kept * (tokens.entropy >= entropy_threshold(tokens.entropy, kept, quantile)).float()
         return kept.sum(-1).long()
 
-    def _check_missing(self, raw: Tensor, reasons: Mapping[str, str]) -> None:
+    @property
+    def _is_anchor(self) -> Tensor:
+        """(K + 1,) or (K,) bool: which of the components is the anchor."""
+        return torch.tensor([section.anchor for section in self.config.rewards.components])
+
+    def _check_missing(self, raw: Tensor, asked: Tensor, reasons: Mapping[str, str]) -> None:
         limit = self.config.rewards.max_missing_rate
-        for component, rate in zip(self.components, summarize(raw).missing_rate.tolist(), strict=True):
-            if rate > limit:
+        for k, (component, section) in enumerate(zip(self.components, self.config.rewards.components, strict=True)):
+            column = raw[asked, k] if section.anchor else raw[:, k]
+            if len(column) and (rate := float(summarize(column[:, None]).missing_rate)) > limit:
                 reason = reasons.get(component.name, "a model gave no finite score; see the workers' logs in logs/")
                 raise RunError(
                     f"reward component {component.name}: {rate:.0%} of the responses got no value, more than "

@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from openrlhf_maestro.conductor import LearnedOrchestrator, Orchestrator
 from openrlhf_maestro.rewards import summarize
 from openrlhf_maestro.trainer.batch import Scored
+
+# Below this a product of deviations is rounding.
+_NO_VARIATION = 1e-9
 
 PHASES = ("generation", "experience", "update", "sync")
 
@@ -63,7 +65,14 @@ def _rewards(scored: Scored) -> dict[str, float]:
         metrics[f"reward/{name}/raw_mean"] = float(summary.raw_mean[k])
         metrics[f"reward/{name}/missing_rate"] = float(summary.missing_rate[k])
         metrics[f"reward/{name}/fault_rate"] = float(summary.fault_rate[k])
-        metrics[f"time/reward/{name}_s"] = scored.reward_s[name]
+        normalised = scored.normalised[:, k]
+        metrics[f"reward/{name}/norm_mean"] = float(normalised.nanmean())
+        metrics[f"reward/{name}/norm_group_std"] = group_std(normalised.view(-1, scored.group_size))
+    for name, seconds in scored.reward_s.items():
+        metrics[f"time/reward/{name}_s"] = seconds
+    if scored.raw_anchor is not None:
+        metrics["conductor/anchor/raw_mean"] = float(summarize(scored.raw_anchor[:, None]).raw_mean)
+        metrics["conductor/anchor/scored_rate"] = _mean(~scored.raw_anchor.isnan())
     metrics["time/reward_wait_s"] = scored.reward_wait_s
     metrics["rollout/filtered_rate"] = scored.filtered_rate
     metrics["reward/scalar_mean"] = float(scored.scalar.nanmean())
@@ -84,14 +93,40 @@ def _weights(scored: Scored) -> dict[str, float]:
 
 
 def _conductor(scored: Scored, orchestrator: LearnedOrchestrator) -> dict[str, float]:
-    assert scored.actions is not None, "the learned Conductor samples an emphasis for every response"
     entropy = -(scored.probs * scored.probs.log()).sum(-1)
-    frequencies = torch.bincount(scored.actions, minlength=len(scored.component_names)) / len(scored.actions)
-    metrics = {f"conductor/action_freq/{name}": float(frequencies[k]) for k, name in enumerate(scored.component_names)}
-    return metrics | {
+    metrics = {
         "conductor/entropy": _mean(entropy),
-        "conductor/temperature": float(orchestrator.conductor.temperature),
+        "conductor/temperature": orchestrator.conductor.temperature,
+        "conductor/max_weight": float(scored.probs.mean(0).max()),
     }
+    if scored.actions is None:  # the weights are the distribution itself
+        return metrics
+    for k, name in enumerate(scored.component_names):
+        chosen = scored.actions.eq(k).double()
+        metrics[f"conductor/action_freq/{name}"] = _mean(chosen)
+        metrics[f"conductor/action_reward_corr/{name}"] = correlation(chosen, scored.scalar.double())
+    return metrics
+
+
+def group_std(values: Tensor) -> float:
+    """Mean over the groups of the sample standard deviation in each.
+
+    (N, G), NaN left out; a group of fewer than two values does not count, and NaN is returned where none does.
+    """
+    present = ~values.isnan()
+    count = present.sum(1)
+    mean = values.nan_to_num().sum(1) / count.clamp(min=1)
+    squares = ((values - mean[:, None]).square().masked_fill(~present, 0.0)).sum(1)
+    std = (squares / (count - 1).clamp(min=1)).sqrt()[count > 1]
+    return float(std.double().mean())
+
+
+def correlation(first: Tensor, second: Tensor) -> float:
+    """Pearson's, of (B,) and (B,), rows with a NaN left out; 0 where one of them does not vary."""
+    rows = ~(first.isnan() | second.isnan())
+    first, second = first[rows] - first[rows].mean(), second[rows] - second[rows].mean()
+    scale = (first.square().sum() * second.square().sum()).sqrt()
+    return float((first * second).sum() / scale) if scale > _NO_VARIATION else 0.0
 
 
 def _mean(values: Tensor) -> float:

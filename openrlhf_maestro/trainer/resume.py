@@ -56,8 +56,8 @@ def find_checkpoint(config: MaestroConfig, checkpoints: Path) -> Checkpoint | No
             )
     if "batches_drawn" not in state:
         raise ConfigError(
-            f"run.resume: {path / STATE} has no batches_drawn: an earlier version wrote it. Start anew with run.resume: "
-            "never and another run.name."
+            f"run.resume: {path / STATE} has no batches_drawn: an earlier version wrote it. "
+            "Start anew with run.resume: never and another run.name."
         )
     return Checkpoint(path, state["step"], state["batches_drawn"])
 

@@ -49,7 +49,8 @@ def train(config: MaestroConfig) -> Path:
     device = choose_device(config.run.device)
     check_device_options(config, device)
     run_dir = RunDir(config.run_dir)
-    components = make_components(config.rewards.components, Context(config.rollout.max_new_tokens, run_dir.path))
+    context = Context(config.rollout.max_new_tokens, run_dir.path)
+    components = make_components(config.rewards.components, context, config.rewards.normalisation)
     resolved = _make_models(config)
     checkpoint = find_checkpoint(resolved, run_dir.checkpoints)
     # The run's config.yaml is what was asked for, so that it can be used again elsewhere.

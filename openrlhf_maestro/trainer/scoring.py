@@ -6,7 +6,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class BusyTime:
 class TextScores:
     """What the text scorers said of a batch of groups."""
 
-    columns: dict[str, Tensor]  # by component: (B,) fp32, -inf at fault, NaN missing
+    columns: dict[str, Tensor]  # by component: (B,) fp32, -inf at fault, NaN missing or skipped
     reasons: dict[str, str]  # by component: why the first of its missing values is missing
     seconds: dict[str, float]  # by component: in which it worked
 
@@ -59,6 +59,7 @@ class TextScores:
 @dataclass
 class _Pending:
     groups: dict[int, dict[str, Future[Sequence[Score]]]] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)  # responses of each group
     busy: dict[str, BusyTime] = field(default_factory=dict)
 
 
@@ -81,14 +82,17 @@ class BackgroundScoring:
         self._start(self._turn())
         self._pending = self._nothing_pending()
 
-    def submit(self, index: int, group: Group) -> None:
-        """Start every scorer on a group; `index` is its place in the batch.
+    def submit(self, index: int, group: Group, skipped: Collection[str] = ()) -> None:
+        """Start every scorer on a group, but those of the components `skipped`; `index` is its place in the batch.
 
         Raises:
             RunError: what a scorer has raised on a group before.
         """
+        self._pending.sizes[index] = len(group)
         self._pending.groups[index] = {
-            name: self._start(_timed(scorer, group, self._pending.busy[name])) for name, scorer in self._scorers.items()
+            name: self._start(_timed(scorer, group, self._pending.busy[name]))
+            for name, scorer in self._scorers.items()
+            if name not in skipped
         }
         self._raise_failures(self._pending)
 
@@ -105,12 +109,17 @@ class BackgroundScoring:
             left = list(wait(left, timeout=LOOK_S, return_when=FIRST_EXCEPTION).not_done)
             self._raise_failures(pending)
             self._check_loop(pending)
-        columns, reasons = {}, {}
+        columns: dict[str, Tensor] = {}
+        reasons: dict[str, str] = {}
         for name in self._scorers:
-            scores = [score for index in sorted(pending.groups) for score in pending.groups[index][name].result()]
-            columns[name] = torch.tensor([_number(score) for score in scores])
-            if why := next(filter(None, map(no_value, scores)), None):
-                reasons[name] = why
+            column: list[float] = []
+            for index in sorted(pending.groups):
+                call = pending.groups[index].get(name)
+                scores = call.result() if call is not None else []
+                column += [_number(score) for score in scores] or [math.nan] * pending.sizes[index]
+                if why := next(filter(None, map(no_value, scores)), None):
+                    reasons.setdefault(name, why)
+            columns[name] = torch.tensor(column)
         return TextScores(columns, reasons, {name: busy.seconds for name, busy in pending.busy.items()})
 
     def close(self) -> None:

@@ -7,13 +7,14 @@ the call: instead of logits for every position it computes, in chunks of tokens,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from openrlhf_maestro.conductor.context import read_context
 from openrlhf_maestro.objective.tokens import TokenStatistics, token_statistics
 from openrlhf_maestro.rewards import ReferenceBranch
 from openrlhf_maestro.upstream.device import MASKED_ATTENTION
@@ -28,9 +29,7 @@ class TokenForward:
 
     log_probs: Tensor  # (B, T - 1) fp32, 0 outside the mask
     entropy: Tensor | None  # (B, T - 1) fp32 nats, 0 outside the mask, without gradient
-    last_hidden: (
-        Tensor | None
-    )  # (B, H) fp32, final layer after the final norm, last token that is not padding, detached
+    hidden: Tensor | None  # (B, H) fp32, the Conductor's context (conductor/context.py), without gradient
     reference_log_prob: Tensor | None  # (B,) fp32, mean over the reference's tokens, temperature 1; NaN without one
 
 
@@ -72,6 +71,8 @@ def token_forward(
     chunk_tokens: int,
     with_entropy: bool = False,
     with_hidden: bool = False,
+    context_layer: str = "last",
+    context_pooling: str = "last_token",
     branch: ReferenceBranch | None = None,
 ) -> TokenForward:
     """Log-probs (and entropies) of the masked tokens under softmax(logits / temperature).
@@ -83,7 +84,8 @@ def token_forward(
         action_mask: (B, T - 1), 1 where token t + 1 is wanted.
         temperature: the logits' divisor; the sampling temperature for a response, 1 for the reference answer.
         chunk_tokens: tokens whose logits exist at a time.
-        with_entropy, with_hidden: whether `entropy` and `last_hidden` are wanted; else they are None.
+        with_entropy, with_hidden: whether `entropy` and `hidden` are wanted; else they are None.
+        context_layer, context_pooling: where `hidden` is read, as in `read_context`; never in a branch.
         branch: reference answers to read in the same forward, for `reference_log_prob`; else that is None. The model
             must have passed `check_shared_forward`.
     """
@@ -99,19 +101,18 @@ def token_forward(
         mask = branch_mask(sequences.shape[1], branch, model.dtype)
         own = torch.arange(branch.token_ids.shape[1], device=positions.device)
         positions = torch.cat([positions, branch.context[:, None] + own], dim=1)
-    with _statistics_head(model, selections, chunk_tokens) as seen:
+    reading: Any = nullcontext()
+    if with_hidden:
+        reading = read_context(model, attention_mask, action_mask, layer=context_layer, pooling=context_pooling)
+    with _statistics_head(model, selections, chunk_tokens) as statistics, reading as context:
         output = engine(token_ids, attention_mask=mask, position_ids=positions, use_cache=False)
     # The head's output came back through the model's own forward, so its graph is the model's.
     log_probs = output["logits"].split([len(selection.targets) for selection in selections])
-    entropy = seen.statistics[0].entropy
-    last_hidden = None
-    if with_hidden:
-        last = attention_mask.long().sum(-1) - 1
-        last_hidden = seen.hidden[torch.arange(len(last), device=last.device), last].float()
+    entropy = statistics[0].entropy
     return TokenForward(
         log_probs=_spread(log_probs[0], wanted),
         entropy=_spread(entropy, wanted) if entropy is not None else None,
-        last_hidden=last_hidden,
+        hidden=context.hidden if with_hidden else None,
         reference_log_prob=branch.mean(_spread(log_probs[1], branch.reference_mask.bool())) if branch else None,
     )
 
@@ -159,22 +160,18 @@ def _select_reference(branch: ReferenceBranch, width: int) -> _Selection:
     return _Selection(rows, columns, branch.token_ids[rows, places], temperature=1.0, with_entropy=False)
 
 
-@dataclass
-class _Seen:
-    hidden: Tensor = field(init=False)  # (B, T, H) what reached the output head, detached
-    statistics: list[TokenStatistics] = field(init=False)  # one a selection
-
-
 @contextmanager
-def _statistics_head(model: Any, selections: list[_Selection], chunk_tokens: int) -> Iterator[_Seen]:
-    """Within it the output head returns the selected tokens' log-probs, (N,) over all selections, not logits."""
+def _statistics_head(model: Any, selections: list[_Selection], chunk_tokens: int) -> Iterator[list[TokenStatistics]]:
+    """Within it the output head returns the selected tokens' log-probs, (N,) over all selections, not logits.
+
+    A forward fills the list, one a selection.
+    """
     head = model.get_output_embeddings()
     project = head.forward
-    seen = _Seen()
+    seen: list[TokenStatistics] = []
 
     def forward(hidden: Tensor) -> Tensor:
-        seen.hidden = hidden.detach()
-        seen.statistics = [
+        seen[:] = [
             token_statistics(
                 project,
                 hidden[selection.rows, selection.columns],
@@ -185,7 +182,7 @@ def _statistics_head(model: Any, selections: list[_Selection], chunk_tokens: int
             )
             for selection in selections
         ]
-        return torch.cat([statistics.log_probs for statistics in seen.statistics])
+        return torch.cat([statistics.log_probs for statistics in seen])
 
     head.forward = forward
     try:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openrlhf_maestro.conductor.context import context_module
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.rewards import ReferenceBranch
 from openrlhf_maestro.upstream.actors import log_to_file, plain_class
@@ -59,6 +60,8 @@ class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[mis
         self.shared_forward = perplexity is not None and perplexity.shared_forward
         if self.shared_forward:
             check_shared_forward(self.actor.model.module)
+        if config.conductor.kind == "conductor":
+            context_module(self.actor.model.module, config.conductor.context_layer)  # raises where it has none
         self.trainer.maestro = config
 
     @torch.no_grad()
@@ -84,6 +87,8 @@ class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[mis
             temperature=self.config.rollout.temperature,
             with_entropy=True,
             with_hidden=with_hidden,
+            context_layer=self.config.conductor.context_layer,
+            context_pooling=self.config.conductor.context_pooling,
             branch=branch.to(device) if branch is not None and self.shared_forward else None,
         )
         reference_log_prob, reference_s = response.reference_log_prob, 0.0
@@ -96,7 +101,7 @@ class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[mis
         return Features(
             log_probs=response.log_probs,
             entropy=response.entropy,
-            hidden=response.last_hidden,
+            hidden=response.hidden,
             reference_log_prob=reference_log_prob,
             reference_s=reference_s,
         )

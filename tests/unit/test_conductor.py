@@ -181,6 +181,8 @@ def test_layout_on_disk(tmp_path: Path) -> None:
         "temperature": 1.0,
         "min_prob": 1e-4,
         "learn_temperature": True,
+        "context_layer": "last",
+        "context_pooling": "last_token",
     }
     assert load_file(tmp_path / "model.safetensors").keys() == {"head.weight", "head.bias", "log_temperature"}
 
@@ -232,6 +234,32 @@ def test_from_pretrained_refuses_a_folder_without_its_config(tmp_path: Path) -> 
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"config\.json"):
         Conductor.from_pretrained(tmp_path)
+
+
+def test_from_pretrained_refuses_a_folder_without_its_tensors(tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        Conductor.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"there is no model\.safetensors"):
+        Conductor.from_pretrained(tmp_path)
+
+
+def test_what_h_is_read_from_is_kept_with_it(tmp_path: Path) -> None:
+    make(context_layer="middle", context_pooling="mean").save_pretrained(tmp_path)
+    loaded = Conductor.from_pretrained(tmp_path)
+    assert (loaded.context_layer, loaded.context_pooling) == ("middle", "mean")
+    loaded.check(H, NAMES, "middle", "mean")
+    with pytest.raises(ValueError, match="context_layer is middle, not last"):
+        loaded.check(H, NAMES, "last", "mean")
+    with pytest.raises(ValueError, match="layer"):
+        make(context_layer="second")
+    # A folder from before there was a choice is of the last token of the last layer.
+    config = json.loads((tmp_path / "config.json").read_text())
+    kept = {name: value for name, value in config.items() if not name.startswith("context")}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    Conductor.from_pretrained(tmp_path).check(H, NAMES, "last", "last_token")
 
 
 def test_check_names_the_field_that_differs() -> None:

@@ -1,4 +1,4 @@
-"""The Conductor's two losses and its buffer."""
+"""The paper's meta-loss and the anchor's: values and gradients by definition."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_maestro.conductor import Conductor, MetaBuffer, anchor_agreement, anchor_loss, meta_loss
+from openrlhf_maestro.conductor import Conductor, anchor_agreement, anchor_loss, meta_loss
 
 H, NAMES, NAN = 6, ["a", "b", "c"], math.nan
 
@@ -171,49 +171,3 @@ def test_anchor_refuses_shapes_that_do_not_fit() -> None:
         anchor_agreement(torch.zeros(2, 3, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="anchor_loss"):
         anchor_loss(make(), torch.zeros(2, 3, H), torch.zeros(2, 3, 2), torch.zeros(2, 3), 0.0)
-
-
-def test_buffer_counts_steps_and_joins_them_in_order() -> None:
-    buffer = MetaBuffer()
-    buffer.add(torch.full((2, H), 1.0), torch.tensor([0, 1]), torch.tensor([0.5, -0.5]))
-    buffer.add(torch.zeros(0, H), torch.zeros(0, dtype=torch.long), torch.zeros(0))
-    buffer.add(torch.full((1, H), 2.0), torch.tensor([2]), torch.tensor([1.0]))
-    assert len(buffer) == 3
-    batch = buffer.batch()
-    assert batch.h[:, 0].tolist() == [1.0, 1.0, 2.0]
-    assert batch.actions.tolist() == [0, 1, 2]
-    assert batch.advantages.tolist() == [0.5, -0.5, 1.0]
-    buffer.clear()
-    assert len(buffer) == 0
-    with pytest.raises(ValueError, match="empty"):
-        buffer.batch()
-
-
-def test_buffer_keeps_detached_single_precision_copies() -> None:
-    h = torch.ones(2, H, requires_grad=True)
-    advantages = torch.ones(2, dtype=torch.float64)
-    buffer = MetaBuffer()
-    buffer.add(h, torch.tensor([0, 1], dtype=torch.int32), advantages)
-    with torch.no_grad():
-        h.zero_()
-    advantages.zero_()
-    batch = buffer.batch()
-    assert not batch.h.requires_grad
-    assert (batch.h.dtype, batch.actions.dtype, batch.advantages.dtype) == (torch.float32, torch.int64, torch.float32)
-    assert batch.h.sum() == 2 * H and batch.advantages.sum() == 2
-
-
-def test_buffer_state_survives_a_file(tmp_path) -> None:
-    buffer, restored = MetaBuffer(), MetaBuffer()
-    for rows in (2, 0, 3):
-        buffer.add(torch.randn(rows, H), torch.randint(3, (rows,)), torch.randn(rows))
-    torch.save(buffer.state_dict(), tmp_path / "buffer.pt")
-    restored.load_state_dict(torch.load(tmp_path / "buffer.pt", weights_only=True))
-    assert len(restored) == 3
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(restored.batch(), buffer.batch(), strict=True))
-
-
-@pytest.mark.parametrize(("actions", "advantages"), [(1, 2), (2, 1)])
-def test_buffer_refuses_different_sizes(actions: int, advantages: int) -> None:
-    with pytest.raises(ValueError, match="meta-buffer"):
-        MetaBuffer().add(torch.zeros(2, H), torch.zeros(actions, dtype=torch.long), torch.zeros(advantages))

@@ -2,15 +2,19 @@
 
 import logging
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from openrlhf_maestro.conductor import (
     ORCHESTRATOR_KINDS,
     Conductor,
     ConductorSettings,
     LearnedOrchestrator,
+    Observation,
     make_orchestrator,
     meta_loss,
 )
@@ -32,13 +36,32 @@ def learned(**changes) -> LearnedOrchestrator:
     return LearnedOrchestrator(ConductorSettings(**{**SETTINGS, **changes}), NAMES)
 
 
+def observation(h: Tensor | None, actions: Tensor | None, advantages: Tensor, **changes: Any) -> Observation:
+    """One group, the rest of it drawn by a fixed seed."""
+    generator, size = torch.Generator().manual_seed(0), len(advantages)
+    values = {
+        "components": torch.rand(size, 3, generator=generator),
+        "anchor": torch.rand(size, generator=generator),
+        "log_prob_mean": -torch.rand(size, generator=generator),
+        "truncated": torch.zeros(size, dtype=torch.bool),
+        "group_size": size,
+    }
+    return Observation(h, actions, advantages, **values | changes)
+
+
 def step(orchestrator: LearnedOrchestrator, seed: int, truncated: list[bool] | None = None) -> dict[str, float] | None:
     """One GRPO step of four responses, everything decided by the seed."""
     generator = torch.Generator().manual_seed(seed)
     h, advantages = torch.randn(4, H, generator=generator), torch.randn(4, generator=generator)
     actions = orchestrator.weights(h, 4, generator).actions
-    orchestrator.observe(h, actions, advantages, truncated=torch.tensor(truncated or [False] * 4))
+    orchestrator.observe(observation(h, actions, advantages, truncated=torch.tensor(truncated or [False] * 4)))
     return orchestrator.update()
+
+
+def states_equal(ours: LearnedOrchestrator, theirs: LearnedOrchestrator) -> bool:
+    return all(
+        torch.equal(tensor, theirs.conductor.state_dict()[name]) for name, tensor in ours.conductor.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +80,7 @@ def test_fixed_rules(kind: str, options: dict, row: list[float]) -> None:
     torch.testing.assert_close(result.weights, torch.tensor([row] * 4))
     torch.testing.assert_close(result.probs, result.weights)
     assert result.actions is None
-    orchestrator.observe(None, None, torch.zeros(4), truncated=torch.zeros(4, dtype=torch.bool))
+    orchestrator.observe(observation(None, None, torch.zeros(4)))
     assert orchestrator.update() is None and orchestrator.updates == 0
     orchestrator.load_state_dict(orchestrator.state_dict())
 
@@ -127,7 +150,7 @@ def test_learned_needs_hidden_states_of_every_response() -> None:
     with pytest.raises(ValueError, match="hidden states of 4"):
         orchestrator.weights(torch.zeros(3, H), 4)
     with pytest.raises(ValueError, match="observe"):
-        orchestrator.observe(None, None, torch.zeros(4), truncated=torch.zeros(4, dtype=torch.bool))
+        orchestrator.observe(observation(None, None, torch.zeros(4)))
 
 
 def test_updates_every_m_steps_on_everything_since() -> None:
@@ -149,7 +172,7 @@ def test_one_update_is_one_adamw_step_on_the_meta_loss() -> None:
         h, advantages = torch.randn(4, H, generator=generator), torch.randn(4, generator=generator)
         actions = torch.randint(3, (4,), generator=generator)
         rows.append((h, actions, advantages))
-        orchestrator.observe(h, actions, advantages, truncated=torch.zeros(4, dtype=torch.bool))
+        orchestrator.observe(observation(h, actions, advantages))
     metrics = orchestrator.update()
     h, actions, advantages = (torch.cat(column) for column in zip(*rows, strict=True))
     optimizer = torch.optim.AdamW(reference.parameters(), lr=5e-2, weight_decay=0.0)
@@ -167,14 +190,6 @@ def test_one_update_is_one_adamw_step_on_the_meta_loss() -> None:
     }
 
 
-@pytest.mark.parametrize(("keep_truncated", "expected"), [(False, [0, 3]), (True, [0, 1, 2, 3])])
-def test_truncated_responses_stay_out_unless_kept(keep_truncated: bool, expected: list[int]) -> None:
-    orchestrator = learned(keep_truncated=keep_truncated)
-    truncated = torch.tensor([False, True, True, False])
-    orchestrator.observe(torch.zeros(4, H), torch.tensor([0, 1, 2, 0]), torch.arange(4.0), truncated=truncated)
-    assert orchestrator.buffer.batch().advantages.tolist() == expected
-
-
 def test_steps_of_truncated_responses_only_make_no_update() -> None:
     orchestrator = learned(update_every=1)
     before = orchestrator.conductor.head.bias.clone()
@@ -189,13 +204,29 @@ def test_a_gradient_that_is_not_finite_leaves_the_conductor_as_it_was(caplog: py
     before = {name: tensor.clone() for name, tensor in orchestrator.conductor.state_dict().items()}
     h = torch.zeros(1, H)
     h[0, 0] = math.nan
-    orchestrator.observe(h, torch.tensor([0]), torch.ones(1), truncated=torch.tensor([False]))
+    orchestrator.observe(observation(h, torch.tensor([0]), torch.ones(1)))
     with caplog.at_level(logging.WARNING):
         assert orchestrator.update() is None
     assert "not finite" in caplog.text
     assert all(torch.equal(before[name], tensor) for name, tensor in orchestrator.conductor.state_dict().items())
     assert orchestrator.updates == 1
     assert step(orchestrator, 1) is not None  # and it goes on
+
+
+@pytest.mark.parametrize(("lr", "advantage"), [(2e38, 1.0), (5e-2, 1e30)])
+def test_a_step_to_what_is_not_finite_is_undone(caplog: pytest.LogCaptureFixture, lr: float, advantage: float) -> None:
+    """The parameters themselves, or the optimiser's second moment, which would stop all later learning."""
+    orchestrator, untouched = learned(update_every=1), learned(update_every=1)
+    for one in (orchestrator, untouched):
+        step(one, 0)
+    orchestrator.optimizer.param_groups[0]["lr"] = lr
+    orchestrator.observe(observation(torch.ones(2, H), torch.tensor([0, 1]), torch.tensor([advantage, -1.0])))
+    with caplog.at_level(logging.WARNING):
+        assert orchestrator.update() is None
+    assert "undone" in caplog.text and orchestrator.updates == 1
+    orchestrator.optimizer.param_groups[0]["lr"] = 5e-2
+    assert step(orchestrator, 1) == step(untouched, 1) is not None
+    assert states_equal(orchestrator, untouched)
 
 
 def test_learns_which_emphasis_pays() -> None:
@@ -206,25 +237,73 @@ def test_learns_which_emphasis_pays() -> None:
         actions = orchestrator.weights(h, 32, generator).actions
         assert actions is not None
         advantages = torch.where(actions == 2, 1.0, -0.5)
-        orchestrator.observe(h, actions, advantages, truncated=torch.zeros(32, dtype=torch.bool))
+        orchestrator.observe(observation(h, actions, advantages))
         orchestrator.update()
     assert orchestrator.conductor.probs(h[:1])[0, 2] > 0.9
 
 
-def test_resume_is_exact(tmp_path) -> None:
-    straight, stopped = learned(), learned()
+@pytest.mark.parametrize("changes", [{"pairwise_coef": 0.5}, {"credit": "anchor"}, {"schedule": "joint"}])
+def test_resume_is_exact(tmp_path: Path, changes: dict[str, Any]) -> None:
+    straight, stopped = learned(**changes), learned(**changes)
     for seed in range(5):  # stops between two updates: the buffer and the optimiser's moments matter
         step(straight, seed)
         step(stopped, seed)
     torch.save(stopped.state_dict(), tmp_path / "state.pt")
-    resumed = learned()
+    resumed = learned(**changes)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     outcomes = [(step(straight, seed), step(resumed, seed)) for seed in range(5, 10)]
     assert any(ours is not None for ours, _ in outcomes)
     assert all(ours == theirs for ours, theirs in outcomes)
-    for name, tensor in straight.conductor.state_dict().items():
-        assert torch.equal(tensor, resumed.conductor.state_dict()[name])
-    assert straight.updates == resumed.updates == 3
+    assert states_equal(straight, resumed)
+    assert straight.updates == resumed.updates == (10 if "schedule" in changes else 3)
+
+
+def saved(tmp_path: Path) -> LearnedOrchestrator:
+    """A Conductor that has learnt, and what `save_pretrained` makes of it."""
+    orchestrator = learned(update_every=1, temperature=0.7)
+    for seed in range(3):
+        step(orchestrator, seed)
+    orchestrator.conductor.save_pretrained(tmp_path)
+    return orchestrator
+
+
+def test_a_run_starts_from_a_saved_conductor(tmp_path: Path) -> None:
+    source, h = saved(tmp_path), torch.randn(5, H)
+    started = learned(init_from=str(tmp_path), update_every=1)
+    assert states_equal(started, source) and started.updates == 0
+    assert torch.equal(started.weights(h, 5).probs, source.weights(h, 5).probs)
+    assert step(started, 7) is not None and not states_equal(started, source)
+
+
+def test_a_frozen_conductor_stays_as_it_is_and_samples_nothing(tmp_path: Path) -> None:
+    source, h = saved(tmp_path), torch.randn(5, H)
+    frozen = learned(init_from=str(tmp_path), freeze=True, update_every=1)
+    assert [step(frozen, seed) for seed in range(4)] == [None] * 4
+    assert frozen.updates == 0 and len(frozen.buffer) == 0 and states_equal(frozen, source)
+    result = frozen.weights(h, 5)
+    assert result.actions is None and torch.equal(result.weights, source.conductor(h))
+
+
+@pytest.mark.parametrize(
+    ("changes", "names", "field"),
+    [
+        ({"hidden_size": H + 1}, NAMES, "hidden_size"),
+        ({}, NAMES[::-1], "reward_names"),
+        ({"context_layer": "first"}, NAMES, "context_layer"),
+        ({"context_pooling": "mean"}, NAMES, "context_pooling"),
+    ],
+)
+def test_a_saved_conductor_of_something_else_is_refused(
+    tmp_path: Path, changes: dict[str, Any], names: list[str], field: str
+) -> None:
+    saved(tmp_path)
+    with pytest.raises(ValueError, match=field):
+        LearnedOrchestrator(ConductorSettings(**SETTINGS | {"init_from": str(tmp_path)} | changes), names)
+
+
+def test_a_saved_conductor_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no folder"):
+        learned(init_from=str(tmp_path / "nowhere"))
 
 
 def test_state_of_another_orchestrator_is_refused_by_field() -> None:
@@ -235,5 +314,7 @@ def test_state_of_another_orchestrator_is_refused_by_field() -> None:
         LearnedOrchestrator(ConductorSettings(**SETTINGS), NAMES[::-1]).load_state_dict(state)
     with pytest.raises(ValueError, match="buffer"):
         learned().load_state_dict({name: value for name, value in state.items() if name != "buffer"})
+    with pytest.raises(ValueError, match="rule of the checkpoint is advantage, not anchor"):
+        learned(credit="anchor").load_state_dict(state)
     with pytest.raises(ValueError, match="no state"):
         make_orchestrator("equal", NAMES).load_state_dict(state)

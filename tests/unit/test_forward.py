@@ -72,7 +72,7 @@ def test_log_probs_entropy_and_hidden_state(
         )
     torch.testing.assert_close(result.log_probs, log_probs, rtol=0, atol=1e-5)
     torch.testing.assert_close(result.entropy, entropy, rtol=0, atol=1e-5)
-    torch.testing.assert_close(result.last_hidden, hidden, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.hidden, hidden, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -92,7 +92,7 @@ def test_gradients(batch: dict[str, Tensor], tied: bool) -> None:
 def test_what_carries_no_gradient(batch: dict[str, Tensor]) -> None:
     result = token_forward(tiny_model(), **batch, temperature=1.0, chunk_tokens=4, with_entropy=True, with_hidden=True)
     assert result.log_probs.requires_grad
-    assert not result.last_hidden.requires_grad
+    assert not result.hidden.requires_grad
     assert result.entropy is not None and not result.entropy.requires_grad
 
 
@@ -108,7 +108,7 @@ def test_values_are_fp32_for_a_bf16_model(batch: dict[str, Tensor]) -> None:
         result = token_forward(
             tiny_model().bfloat16(), **batch, temperature=1.0, chunk_tokens=4, with_entropy=True, with_hidden=True
         )
-    assert result.log_probs.dtype == result.last_hidden.dtype == torch.float32
+    assert result.log_probs.dtype == result.hidden.dtype == torch.float32
     assert result.entropy is not None and result.entropy.dtype == torch.float32
 
 

@@ -119,11 +119,11 @@ def assert_agree(found: TokenForward, expected: dict[str, Any], rows: Rows) -> N
         torch.testing.assert_close(one, torch.as_tensor(other), rtol=0, atol=1e-4, equal_nan=True)
 
     mask = rows.action_mask.bool()
-    assert found.entropy is not None and found.last_hidden is not None and found.reference_log_prob is not None
+    assert found.entropy is not None and found.hidden is not None and found.reference_log_prob is not None
     close(found.reference_log_prob, expected["reference"])
     close(found.log_probs[mask], expected["log_probs"])
     close(found.entropy[mask], expected["entropy"])
-    close(found.last_hidden, expected["hidden"])
+    close(found.hidden, expected["hidden"])
     assert (found.log_probs[~mask] == 0).all() and (found.entropy[~mask] == 0).all()
 
 

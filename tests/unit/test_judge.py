@@ -42,9 +42,9 @@ OPENING, CLOSING = r"\[{} (\w{{16}})\]\n", r"\n\[end of {} (\w{{16}})\]"
 Answerer = Callable[[dict[str, Any]], tuple[int, str]]
 
 
-def completion(content: str | None) -> str:
-    """The body of a chat completion, as short as a server may send it."""
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]})
+def completion(content: str | None, **fields: Any) -> str:
+    """The body of a chat completion, as short as a server may send it; `fields`: further ones of its choice."""
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": content}} | fields]})
 
 
 @dataclass
@@ -196,6 +196,15 @@ def test_a_reply_that_is_no_number_is_missing_with_its_beginning(endpoint: Endpo
     assert isinstance(second, Missing) and "'The answer is worth 0.7'" in second.reason
     assert isinstance(third, Missing) and "''" in third.reason
     assert len(endpoint.requests) == 3  # not asked again
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_a_reply_that_was_cut_is_missing(endpoint: Endpoint, tmp_path: Path, reason: str) -> None:
+    """ "1" may be the beginning of "10 out of 100"."""
+    endpoint.replies((200, completion("1", finish_reason=reason)), (200, completion("1", finish_reason="stop")))
+    ((cut,),) = score(component(endpoint), group(responses("a")), cache=tmp_path / "judge.sqlite")
+    assert isinstance(cut, Missing) and f"cut (finish_reason {reason}): '1'" in cut.reason
+    assert score(component(endpoint), group(responses("a")), cache=tmp_path / "judge.sqlite") == [[1.0]]
 
 
 # ── what is asked ──
@@ -381,6 +390,33 @@ def test_a_key_that_is_not_set_is_found_at_the_start(endpoint: Endpoint, monkeyp
         with pytest.raises(ConfigError, match=rf"component judge: .*{KEY_VARIABLE}.* not set.*api_key_env: null"):
             JudgeScorer(component(endpoint), cache=None)
     assert score(component(endpoint, api_key_env=None), group(responses("a"))) == [[0.5]]
+
+
+def test_white_space_around_a_key_is_not_part_of_it(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, f" {KEY}\r\n")
+    assert score(component(endpoint), group(responses("a"))) == [[0.5]]
+    assert endpoint.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("odd", ["\n", "\x7f", "é", "\udcff"])
+def test_a_key_that_cannot_stand_in_a_header_is_refused_and_not_shown(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, f"{KEY}{odd}{KEY}")
+    with pytest.raises(ConfigError, match=rf"component judge: .*{KEY_VARIABLE} holds something else") as raised:
+        JudgeScorer(component(endpoint), cache=None)
+    assert KEY not in str(raised.value)
+
+
+def test_no_proxy_stands_between(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address that was checked is the one that is asked, and the only one that sees the key."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert score(component(endpoint), group(responses("a"))) == [[0.5]]
+        assert proxy.requests == [] and len(endpoint.requests) == 1
 
 
 @pytest.mark.parametrize(

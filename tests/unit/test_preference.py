@@ -254,6 +254,40 @@ def test_a_classifier_with_several_labels(tmp_path: Path) -> None:
         ConversationReader(path, 512)
 
 
+@pytest.mark.parametrize("name", ["no/such/model", "./no/such/folder"])
+def test_a_model_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=f"preference model {name} cannot be loaded: ") as raised:
+        LocalPreference(name, max_len=512, device="cpu")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_checkpoint_without_weights(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"cannot be loaded: .*model\.safetensors"):
+        LocalPreference(path, max_len=512, device="cpu")
+
+
+def test_code_of_a_model_runs_only_where_it_is_trusted_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "of_its_own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(
+        "from transformers import Qwen3Config\n\n\nclass OwnConfig(Qwen3Config):\n    model_type = 'of_its_own'\n"
+    )
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with pytest.raises(ConfigError, match=r"cannot be loaded: .*trust_remote_code"):
+        LocalPreference(path, max_len=512, device="cpu")
+    assert asked == []
+    assert ConversationReader(path, 512, trust_remote_code=True).max_len == 512
+
+
 def test_a_checkpoint_without_its_head(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import gc
 import json
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from openrlhf_maestro.config.components import RemoteComponent
 from openrlhf_maestro.config.load import load_config
 from openrlhf_maestro.config.serve import ServeConfig
 from openrlhf_maestro.errors import ConfigError, RunError
 from openrlhf_maestro.rewards import service
-from openrlhf_maestro.rewards.address import refuse_link_local, shown
+from openrlhf_maestro.rewards.address import refuse_link_local
 from openrlhf_maestro.rewards.components import Context, make_components
 from openrlhf_maestro.rewards.groups import FAULT, Group, Missing, Score
 from openrlhf_maestro.rewards.remote import RemoteScorer
@@ -141,6 +149,25 @@ def test_the_token_comes_from_the_environment(stub: Stub, monkeypatch: pytest.Mo
     assert stub.requests[0][0]["authorization"] == f"Bearer {TOKEN}"
 
 
+@pytest.mark.parametrize("odd", ["\n", "\x7f", "é", "\udcff"])
+def test_a_token_that_cannot_stand_in_a_header_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    monkeypatch.setenv("MAESTRO_REWARD_TOKEN", f"{TOKEN}{odd}{TOKEN}")
+    with pytest.raises(ConfigError, match=r"component a: .*MAESTRO_REWARD_TOKEN holds something else") as raised:
+        RemoteScorer(RemoteComponent(url="http://127.0.0.1:1/score", name="a"))
+    assert TOKEN not in str(raised.value)
+
+
+def test_no_proxy_stands_between(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    stub.replies = [Reply(scores([[1], [2]]))]
+    assert ask(stub.section()) == [1.0, 2.0]
+
+
 # ── one request for several components ──
 
 
@@ -153,14 +180,39 @@ def test_components_of_one_server_share_a_request(stub: Stub) -> None:
         found = []
         for group in (GROUP, dataclasses.replace(GROUP)):
             found.append(await asyncio.gather(*(component.scorer.score(group) for component in components)))  # type: ignore[arg-type]
-        late = [await component.scorer.score(GROUP) for component in components]  # type: ignore[misc]
         for component in components:
             await component.scorer.close()  # type: ignore[union-attr]
-        return [*found, late]
+        return found
 
-    assert asyncio.run(call()) == [[[1, 3], [2, 4], [1, 3]]] * 3
-    assert len(stub.requests) == 3  # for three times three scores; one after the other too
+    assert asyncio.run(call()) == [[[1, 3], [2, 4], [1, 3]]] * 2
+    assert len(stub.requests) == 2  # for two times three scores
     assert all(body["components"] == ["a", "quality"] for _, body in stub.requests)
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_group_that_only_some_ask_for_is_not_kept(stub: Stub, status: int) -> None:
+    """A client of a server that serves two need not ask for both."""
+    stub.replies = [Reply(scores([[1, 2], [3, 4]], "a", "b"), status)]
+    endpoints: dict[Any, Any] = {}
+    first, second = (RemoteScorer(stub.section(name=name), endpoints) for name in "ab")
+    assert len(endpoints) == 1
+
+    async def call() -> list[weakref.ref[Group]]:
+        seen = []
+        for _ in range(3):
+            group = dataclasses.replace(GROUP)
+            seen.append(weakref.ref(group))
+            with contextlib.suppress(RunError):
+                await first.score(group)
+        await asyncio.sleep(0)
+        del group
+        gc.collect()
+        alive = [reference() for reference in seen]
+        await second.close()
+        return alive
+
+    assert asyncio.run(call()) == [None] * 3
+    assert len(stub.requests) == 3
 
 
 @pytest.mark.parametrize(
@@ -224,7 +276,7 @@ def test_a_server_that_takes_too_long_is_missing(stub: Stub) -> None:
 def test_a_server_that_is_not_there_is_missing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    (first, _) = ask(RemoteComponent(url=f"http://127.0.0.1:{port}/score?key=k", retry_s=0))
+    (first, _) = ask(RemoteComponent(url=f"http://127.0.0.1:{port}/score", retry_s=0))
     assert isinstance(first, Missing) and first.reason.startswith(f"http://127.0.0.1:{port}/score cannot be reached: ")
 
 
@@ -264,9 +316,9 @@ def test_the_circuit_opens(stub: Stub) -> None:
 def test_what_no_retry_mends_stops_at_once(stub: Stub, reply: Reply, fragments: list[str]) -> None:
     stub.replies = [reply]
     with pytest.raises(RunError) as caught:
-        ask(stub.section(url=f"{stub.url}?key=secret", retry_s=60))
+        ask(stub.section(retry_s=60))
     message = str(caught.value)
-    assert message.startswith(f"reward component a: {stub.url} ") and "secret" not in message
+    assert message.startswith(f"reward component a: {stub.url} ")
     assert all(fragment in message for fragment in fragments), message
     assert len(stub.requests) == 1 and not isinstance(caught.value, ServiceDown)
 
@@ -295,6 +347,21 @@ def test_a_nan_is_missing(stub: Stub) -> None:
         ({"url": "host:8765/score"}, "http:// or https://"),
         ({"url": "http://me:secret@host/score"}, "environment variables"),
         ({"url": "ftp://me:secret@host/score"}, "environment variables"),
+        ({"url": "me:secret@host/score"}, "http:// or https://"),
+        ({"url": "http://host/score?api-key=secret"}, "environment variables"),
+        ({"url": "host:80/score?api-key=secret"}, "environment variables"),
+        ({"url": "http://host/score#secret"}, "environment variables"),
+        ({"url": "http://host/sc\nore"}, "printable ASCII"),
+        ({"url": "http://host/score\x00"}, "printable ASCII"),
+        ({"url": " http://host/score"}, "printable ASCII"),
+        ({"url": "http://fa\u00df.example/score"}, "xn--"),
+        ({"url": "http://a..b/score"}, "labels"),
+        ({"url": "http://./score"}, "labels"),
+        ({"url": "http://a%2eb/score"}, "labels"),
+        ({"url": f"http://{'a' * 64}.example/score"}, "labels"),
+        ({"url": "http://999.1.1.1/score"}, "no IP address"),
+        ({"url": "http://010.0.0.1/score"}, "no IP address"),
+        ({"url": "http://[::zz]/score"}, "IPv"),
         ({"url": "http://host:x/score"}, "Port"),
         ({"url": "http://169.254.169.254/latest"}, "link-local"),
         ({"url": "http://host/get_reward", "protocol": "openrlhf", "component": "b"}, "component has no meaning"),
@@ -305,6 +372,23 @@ def test_what_the_configuration_refuses(options: dict[str, Any], fragment: str) 
     with pytest.raises(ConfigError) as caught:
         load_config(ServeConfig, ["--rewards.components", file_option])
     assert fragment in str(caught.value) and "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["a", "a.example", "a.example.", "my_host", "10.0.0.1", "[::1]", "xn--fa-hia.example"])
+def test_addresses_that_are_allowed(host: str) -> None:
+    url = f"https://{host}:8765/a/b%20c"
+    assert RemoteComponent(url=url).url == url
+
+
+@given(st.text(st.characters(max_codepoint=0x17F)))
+def test_an_address_that_is_allowed_is_the_same_to_the_client_and_the_check(text: str) -> None:
+    url = f"http://{text}/score"
+    try:
+        RemoteComponent(url=url)
+    except ValidationError:
+        return
+    asked, checked = httpx.URL(url), urlsplit(url)
+    assert (asked.host, asked.port, asked.userinfo) == (checked.hostname, checked.port, b"")
 
 
 def resolving_to(*addresses: str) -> Callable[..., Any]:
@@ -347,6 +431,7 @@ def test_a_name_that_cannot_be_resolved_may_be_there_later(monkeypatch: pytest.M
         asyncio.run(refuse_link_local("a", "http://nowhere/score"))
 
 
-def test_what_is_shown_of_an_address() -> None:
-    assert shown("https://me:pass@host:81/a/b?key=1#c") == "https://host:81/a/b"
-    assert shown("http://[::1]:8765/score") == "http://[::1]:8765/score"
+@pytest.mark.parametrize("host", ["a..b", "a" * 64])
+def test_a_host_that_is_no_name_is_refused(host: str) -> None:
+    with pytest.raises(RunError, match=r"reward component a: http://a.* no name that can be resolved"):
+        asyncio.run(refuse_link_local("a", f"http://{host}/score"))

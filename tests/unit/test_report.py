@@ -129,6 +129,9 @@ def _training_record(rng: np.random.Generator, step: int, steps: int, families: 
         "policy/lr": 1e-4 * (1 - done) + 1e-6,
         **{f"time/reward/{name}_s": slow * done for name, slow in COMPONENT_TIMES.items()},
         "time/reward_wait_s": 0.002,
+        **{f"reward/{name}/norm_group_std": 0.4 - 0.3 * done for name in raw},
+        "conductor/max_weight": float(overall.max()),
+        "conductor/lr_h_l1": 0.006 if step % 3 == 0 else None,
         "conductor/entropy": float(-(overall * np.log(overall)).sum()),
         "conductor/temperature": 1 - 0.02 * done,
         "conductor/updates": step // 3,
@@ -276,8 +279,8 @@ def test_the_page_needs_nothing_but_itself(run_dir: Path) -> None:
 def test_charts_have_a_description_and_no_colours_of_their_own(run_dir: Path) -> None:
     source = (run_dir / "report.html").read_text(encoding="utf-8")
     drawings = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
-    # 6 of weights, 3 of the Conductor, 6 of rewards, 2 of faults, 6 of the policy, 1 of the time
-    assert len(drawings) == 24
+    # 6 of weights, 5 of the Conductor, 6 of rewards, 5 of their spread, 2 of faults, 6 of the policy, 1 of the time
+    assert len(drawings) == 31
     assert all('role="img" aria-label="' in drawing for drawing in drawings)
     assert not any(re.search(r"#[0-9a-fA-F]{3,6}\b", drawing) for drawing in drawings)
     used, defined = set(re.findall(r"var\((--\w+)\)", source)), set(re.findall(r"(--\w+):", source))

@@ -199,6 +199,20 @@ def test_normalize_refuses_another_number_of_components() -> None:
         normalize(torch.zeros(2, 3, 2), make("format"))
 
 
+def test_a_preset_is_for_components_that_say_nothing_themselves() -> None:
+    items = sections({"kind": "format"}, {"kind": "entropy"}, {"kind": "length", "normalisation": "none"})
+    chosen = {
+        preset: [part.normalisation for part in make_components(items, Context(40), preset)]
+        for preset in ("paper", "rank", "zscore", "none")
+    }
+    assert chosen == {
+        "paper": ["none", "group_rank", "none"],
+        "rank": ["group_rank", "group_rank", "none"],
+        "zscore": ["zscore", "zscore", "none"],
+        "none": ["none", "none", "none"],
+    }
+
+
 def test_summary_keeps_faults_and_missing_scores_apart() -> None:
     raw = torch.tensor([[[1.0, NAN], [-INF, NAN]], [[3.0, INF], [NAN, -INF]]])
     summary = summarize(raw)

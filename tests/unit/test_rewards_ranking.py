@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openrlhf_maestro.rewards import group_rank, scalarize
+from openrlhf_maestro.rewards.standardising import group_zscore
 
 NAN, INF = math.nan, math.inf
 
@@ -152,3 +153,39 @@ def test_scalarize_passes_gradients_to_the_weights() -> None:
 def test_scalarize_refuses_different_k() -> None:
     with pytest.raises(ValueError, match="agree in K"):
         scalarize(torch.zeros(2, 3), torch.zeros(2, 1))
+
+
+# ── standardised ──
+
+
+def test_zscore_by_hand() -> None:
+    values = torch.tensor(
+        [
+            [1.0, 2.0, 3.0, 6.0],  # mean 3, sample variance (4 + 1 + 0 + 9) / 3
+            [5.0, 5.0, 5.0, 5.0],
+            [1.0, NAN, 3.0, -INF],  # over 1 and 3: mean 2, std sqrt(2); the fault one below the lower
+            [-INF, -INF, NAN, -INF],
+            [-INF, 4.0, NAN, NAN],
+        ],
+        dtype=torch.float64,
+    )
+    std, two = math.sqrt(14 / 3) + 1e-4, math.sqrt(2) + 1e-4
+    expected = [
+        [-2 / std, -1 / std, 0.0, 3 / std],
+        [0.0] * 4,
+        [-1 / two, NAN, 1 / two, -1 / two - 1],
+        [0.0, 0.0, NAN, 0.0],
+        [-1.0, 0.0, NAN, NAN],
+    ]
+    torch.testing.assert_close(group_zscore(values), torch.tensor(expected, dtype=torch.float64), equal_nan=True)
+
+
+def test_zscore_of_equal_values_is_exactly_0() -> None:
+    for size in (2, 3, 7, 16):
+        assert group_zscore(torch.full((1, size), 0.1)).tolist() == [[0.0] * size]
+
+
+@pytest.mark.parametrize("values", [torch.zeros(3), torch.zeros(2, 3, dtype=torch.long)])
+def test_zscore_refuses_other_shapes_and_integers(values: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="group_zscore"):
+        group_zscore(values)

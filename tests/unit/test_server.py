@@ -273,7 +273,18 @@ def test_no_text_of_a_request_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     score(panel(a=raising(RunError(f"bad: {secret}"))), secret)
     send(panel(a=[1.0]), "POST", "/score", {"groups": [{"prompt": secret, "responses": secret}]})
     send(panel(a=[1.0]), "POST", "/get_reward", {"query": [secret], "prompts": ["p"], "labels": [""]})
-    assert len(caplog.records) == 3 and secret not in caplog.text
+    group = {"prompt": "p", "responses": ["x"]}
+    send(panel(a=[1.0]), "POST", "/score", {"groups": [group], "components": [secret]})
+    send(panel(a=[1.0]), "POST", "/score", {"groups": [group | {secret: 1}]})
+    assert len(caplog.records) == 5 and secret not in caplog.text
+
+
+def test_a_client_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    body = {"groups": [{"prompt": "p", "responses": ["x"]}], "components": ["b\nPOST /score: 401"]}
+    send(panel(a=[1.0]), "POST", "/score", body)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("openrlhf_maestro")] == [
+        "POST /score: 422"
+    ]
 
 
 def test_scorers_are_closed_when_the_server_ends() -> None:

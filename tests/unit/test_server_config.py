@@ -32,7 +32,16 @@ def test_defaults() -> None:
         (["--rewards.components=[{kind: perplexity}]"], ["perplexity", "the policy's own forward"]),
         (["--rewards.components=[{kind: entropy}]"], ["entropy", "the policy's own forward"]),
         (["--rewards.components=[{kind: neg_entropy, name: em}]"], ["em is read off the policy's own forward"]),
-        (["--rewards.components=[{kind: length}]"], ["length needs l_max"]),
+        (["--rewards.components=[{kind: length}]"], ["`length` component needs l_max: a server"]),
+        (["--rewards.components=[{kind: length, l_min: 9, l_max: 9}]"], ["l_min (9) must be below l_max (9)."]),
+        (
+            ["--rewards.components=[{kind: length, l_max: 9, by_datasource: {sums: {l_max: null}}}]"],
+            ["`length` component needs l_max of sums: a server"],
+        ),
+        (
+            ["--rewards.components=[{kind: length, name: short, l_max: 9, by_datasource: {sums: {l_min: 12}}}]"],
+            ["`short` component: l_min of sums (12) must be below l_max (9)."],
+        ),
         (["--rewards.components=[{kind: preference}]"], ["reward.model_name_or_path"]),
         (["--rewards.components=[{kind: format}, {kind: format}]"], ["two components are called format"]),
         (["--rewards.components=[{kind: format, gate: rule}]"], ["the gate of format is rule"]),
@@ -79,6 +88,15 @@ def test_without_a_token_in_the_environment_the_command_says_how_to_make_one(
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert "MAESTRO_REWARD_TOKEN is not set" in err and "openssl rand -hex 32" in err and "require_token" in err
+
+
+def test_a_token_that_no_client_could_send_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAESTRO_REWARD_TOKEN", "sésame")
+    assert main(["serve-rewards", FORMAT, "--serve.port=0"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "MAESTRO_REWARD_TOKEN holds something else" in err and "sésame" not in err
 
 
 def test_a_tokenizer_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,8 @@ def scored(rollouts: list[Rollout], spread: list[float], width: int) -> Scored:
     return Scored(
         rollouts=rollouts,
         component_names=["one"],
+        raw_anchor=None,
+        anchor=None,
         actions=None,
         hidden=None,
         kl=None,
@@ -46,9 +48,9 @@ def scored(rollouts: list[Rollout], spread: list[float], width: int) -> Scored:
         **{name: numbers[:, None] for name in ("raw", "normalised", "weights", "probs")},
         **{
             name: numbers
-            for name in ("scalar", "advantages", "constant", "truncated", "response_tokens", "mean_entropy")
+            for name in ("scalar", "advantages", "constant", "truncated", "response_tokens", "log_prob_mean")
         },
-        **{name: numbers for name in ("policy_loss_tokens", "logprob_diff_mean", "logprob_diff_max")},
+        **{name: numbers for name in ("policy_loss_tokens", "logprob_diff_mean", "logprob_diff_max", "mean_entropy")},
     )
 
 
@@ -58,10 +60,17 @@ class FakeMaker:
     def __init__(self, spreads: dict[int, float]) -> None:
         self.spreads = spreads
         self.submitted: dict[int, Group] = {}
-        self.scoring = SimpleNamespace(submit=self.submitted.__setitem__)
+        self.skipped: list[list[str]] = []
+        self.scoring = SimpleNamespace(submit=self._submit)
+        self.anchored: list[set[int]] = []
         self.draws: list[float] = []
 
-    def make(self, rollouts: list[Rollout], generator: torch.Generator) -> Scored:
+    def _submit(self, index: int, group: Group, skipped: list[str]) -> None:
+        self.submitted[index] = group
+        self.skipped.append(skipped)
+
+    def make(self, rollouts: list[Rollout], anchored: set[int], generator: torch.Generator) -> Scored:
+        self.anchored.append(anchored)
         self.draws.append(float(torch.rand((), generator=generator)))
         rows = [rollout.prompt.row for rollout in rollouts[::G]]
         return scored(rollouts, [self.spreads.get(row, 1.0) for row in rows], width=rows[0])

@@ -95,6 +95,20 @@ def test_missing_values_are_nan_and_the_first_says_why(start: Callable[..., Back
     assert found.reasons == {"judge": "no answer within 60 s", "other": "its value is nan"}
 
 
+def test_a_group_that_a_component_skips_has_no_value_and_no_reason(start: Callable[..., BackgroundScoring]) -> None:
+    def never_the_first(of: Group) -> list[Score]:
+        assert of.responses[0] != "a"
+        return lengths(of)
+
+    scoring = start(judge=Scorer(never_the_first), length=Scorer(lengths))
+    scoring.submit(0, group("a", "bb"), skipped=["judge"])
+    scoring.submit(1, group("ccc"))
+    found = scoring.collect()
+    assert found.columns["judge"].tolist() == pytest.approx([math.nan, math.nan, 3.0], nan_ok=True)
+    assert found.columns["length"].tolist() == [1.0, 2.0, 3.0]
+    assert found.reasons == {}
+
+
 def test_busy_time_counts_overlapping_work_once(start: Callable[..., BackgroundScoring]) -> None:
     scoring = start(sleeper=Scorer(lengths, wait=lambda _: 0.3), quick=Scorer(lengths))
     for index in range(4):
@@ -170,8 +184,8 @@ def test_closing_ends_calls_under_way_without_a_word(capfd: pytest.CaptureFixtur
 
 def test_a_wrong_number_of_scores_is_an_error(start: Callable[..., BackgroundScoring]) -> None:
     scoring = start(short=Scorer(lambda _: [1.0]))
-    scoring.submit(0, group("a", "b"))
     with pytest.raises(RunError, match="1 scores for 2 responses"):
+        scoring.submit(0, group("a", "b"))
         scoring.collect()
 
 
