@@ -14,14 +14,20 @@ from rich.table import Table
 
 from openrlhf_maestro.config.lab import LabConfig
 from openrlhf_maestro.config.load import load_config
+from openrlhf_maestro.errors import ConfigError
 
 if TYPE_CHECKING:
     from openrlhf_maestro.lab import Findings
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the lab, prints its tables and writes its files."""
+    """Runs the lab, prints its tables and writes its files. Raises ConfigError where these cannot be written."""
     config = load_config(LabConfig, argv)
+    folder = Path(config.lab.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"lab.output_dir: {folder} cannot be made: {error.strerror}. Name another folder.") from error
     from openrlhf_maestro.lab import run_count, run_lab, write_files, write_plot
 
     console = Console(highlight=False)
@@ -31,7 +37,6 @@ def run(argv: Sequence[str]) -> int:
         task = progress.add_task("lab", total=run_count(config))
         findings = run_lab(config, lambda: progress.advance(task))
     seconds = time.perf_counter() - started
-    folder = Path(config.lab.output_dir)
     write_files(findings, folder, seconds)
     write_plot(findings, folder / "lab.png")
     console.print(_correlations(findings))

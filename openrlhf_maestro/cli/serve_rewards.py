@@ -80,9 +80,7 @@ def _query_reader(section: ServeSection) -> QueryReader | None:
     from openrlhf_maestro.rewards.queries import QueryReader
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            section.policy_tokenizer, trust_remote_code=section.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(section.policy_tokenizer, trust_remote_code=section.trust_remote_code)
         return QueryReader(tokenizer)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

@@ -77,7 +77,7 @@ def context_module(model: Any, layer: str) -> nn.Module:
     Raises:
         ValueError: the model keeps its blocks where this does not find them.
     """
-    decoder: nn.Module = model.get_decoder()
+    decoder: Any = model.get_decoder()
     if layer == "last":
         return decoder
     blocks, depth = getattr(decoder, "layers", None), decoder.config.num_hidden_layers

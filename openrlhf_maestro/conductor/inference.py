@@ -87,12 +87,14 @@ class PairWeights:
             trust_remote_code: let the model run its own code.
 
         Raises:
-            ConfigError: one of them cannot be loaded, or they do not belong together.
+            ConfigError: one of them cannot be loaded, they do not belong together, or the device is not there.
         """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device: cuda was asked for, and torch finds none here. auto takes the CPU then.")
         if dtype == "auto":
             dtype = "bf16" if device == "cuda" else "fp32"
         with _loading("Conductor", conductor):

@@ -175,6 +175,17 @@ def _check_host(host: str) -> None:
 ScorerUrl = Annotated[str, AfterValidator(_scorer_url)]
 
 
+class MatchComponent(ComponentSection):
+    """1 where the answer segment is the row's label, else 0; case and white space aside."""
+
+    kind: Literal["match"] = option("match", "what is measured")
+    column: str | None = option(None, "column of the rows that holds the label; default the reference answer")
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.column is None
+
+
 class ServiceOptions(Section):
     """How an outside scorer is called, and what happens when it fails."""
 
@@ -247,7 +258,8 @@ class CallableComponent(ComponentSection):
     timeout_s: float = option(300.0, "a group that takes longer has no value", unit="s", gt=0)
 
 
-def _kind(value: Any) -> Any:
+def kind_of(value: Any) -> Any:
+    """What tells the items of a list option apart, before or after they are validated."""
     return value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
 
 
@@ -259,10 +271,11 @@ AnyComponent = Annotated[
     | Annotated[LengthComponent, Tag("length")]
     | Annotated[PreferenceComponent, Tag("preference")]
     | Annotated[RuleComponent, Tag("rule")]
+    | Annotated[MatchComponent, Tag("match")]
     | Annotated[JudgeComponent, Tag("judge")]
     | Annotated[RemoteComponent, Tag("remote")]
     | Annotated[CallableComponent, Tag("callable")],
-    Discriminator(_kind),
+    Discriminator(kind_of),
 ]
 
 

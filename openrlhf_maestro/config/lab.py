@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Tag, model_validator
 
-from openrlhf_maestro.config.components import Normalisation
+from openrlhf_maestro.config.components import Normalisation, kind_of
 from openrlhf_maestro.config.fields import PAPER, Section, option, section
 
 
@@ -16,7 +15,7 @@ class SimulatedComponent(Section):
 
     kind: str = option(..., "distribution of the raw values")
     name: str = option(..., "its name", pattern=r"^[A-Za-z0-9_.-]+$")
-    level: float = option(0.0, "mean of the raw values; of a binary one the share of ones")
+    level: float = option(0.0, "mean of the raw values; of a binary one the share of ones, 0.5 by default")
     normalisation: Normalisation = option(
         "group_rank", "how raw values become comparable", source=f"{PAPER}, appendix B"
     )
@@ -46,13 +45,9 @@ class BinaryComponent(SimulatedComponent):
     level: float = option(0.5, "share of ones", gt=0, lt=1)
 
 
-def _kind(value: Any) -> Any:
-    return value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-
-
 AnySimulated = Annotated[
     Annotated[ContinuousComponent, Tag("continuous")] | Annotated[BinaryComponent, Tag("binary")],
-    Discriminator(_kind),
+    Discriminator(kind_of),
 ]
 
 
@@ -70,7 +65,7 @@ def paper_world() -> tuple[SimulatedComponent, ...]:
 class LabSection(Section):
     """The comparison of orchestrators and credit rules."""
 
-    output_dir: str = option("lab", "folder of lab.json, results.csv, weights.csv, lab.png")
+    output_dir: str = option("runs/lab", "folder of lab.json, results.csv, weights.csv, lab.png")
     seeds: int = option(5, "repetitions, each with a world of its own", ge=1)
     first_seed: int = option(1, "the repetitions have this seed and the next ones", ge=0)
     meta_updates: int = option(300, "updates of each learned Conductor", unit="updates", ge=1)

@@ -17,6 +17,12 @@ from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.config.serve import ServeConfig
 from openrlhf_maestro.config.sft import SftConfig
 
+CONFIGURED: dict[str, type[Section]] = {
+    "train": MaestroConfig,
+    "sft": SftConfig,
+    "serve-rewards": ServeConfig,
+    "lab": LabConfig,
+}
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 _INTRODUCTION = """\
@@ -103,7 +109,7 @@ def page() -> str:
     """The whole of docs/configuration.md."""
     parts = [_INTRODUCTION]
     written: list[Group] = []
-    for command, cls in (("train", MaestroConfig), ("sft", SftConfig), ("serve-rewards", ServeConfig)):
+    for command, cls in CONFIGURED.items():
         parts.append(f"## `maestro {command}`\n")
         for group in groups(cls):
             if group in written:  # an item of a list that another command has too

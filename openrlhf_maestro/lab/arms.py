@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -59,18 +59,6 @@ def arms(section: WorldSection) -> list[Arm]:
     ]
 
 
-@dataclass(frozen=True)
-class Trace:
-    """Mean weights pi in the recorded steps of a run, which are counted from 1."""
-
-    steps: list[int] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)  # (contexts, K) each; NaN for a context that had no group
-
-    def add(self, step: int, weights: Tensor) -> None:
-        self.steps.append(step)
-        self.weights.append(weights)
-
-
 def normalised(groups: Groups, components: Sequence[SimulatedComponent], *, ranked: bool) -> Tensor:
     """(N, G, K) component rewards, by ``rewards.normalize``."""
     kinds = [
@@ -113,17 +101,18 @@ def train(
     section: WorldSection,
     steps: Iterable[Groups],
     generator: torch.Generator,
-    *,
-    every: int = 1,
-) -> Trace:
-    """Lets ``orchestrator`` live through ``steps``, as the trainer does, and records its weights every so many."""
-    trace = Trace()
-    for step, groups in enumerate(steps, start=1):
+) -> Tensor:
+    """Lets ``orchestrator`` live through ``steps``, as the trainer does.
+
+    Returns:
+        (steps, contexts, K) mean pi in each step; NaN for a context that had no group in it.
+    """
+    curve = []
+    for groups in steps:
         components = normalised(groups, section.components, ranked=arm.ranked)
         h = groups.hidden.flatten(0, 1)
         given = orchestrator.weights(h, h.shape[0], generator)
-        if (step - 1) % every == 0:
-            trace.add(step, by_context(given.probs, groups, len(section.contexts)))
+        curve.append(by_context(given.probs, groups, len(section.contexts)))
         advantages = group_advantages(scalarize(components, given.weights.view_as(components)))
         orchestrator.observe(
             Observation(
@@ -138,7 +127,7 @@ def train(
             )
         )
         orchestrator.update()
-    return trace
+    return torch.stack(curve)
 
 
 def by_context(probs: Tensor, groups: Groups, contexts: int) -> Tensor:

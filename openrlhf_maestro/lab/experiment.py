@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from openrlhf_maestro.config.lab import DriftSection, LabConfig, WorldSection
 from openrlhf_maestro.lab.arms import (
@@ -15,7 +16,6 @@ from openrlhf_maestro.lab.arms import (
     PAPER_ARM,
     Arm,
     Outcome,
-    Trace,
     arms,
     evaluate,
     make_arm,
@@ -23,8 +23,6 @@ from openrlhf_maestro.lab.arms import (
 )
 from openrlhf_maestro.lab.world import Groups, World
 
-# Points of a curve that are kept.
-_RECORDED = 100
 _Run = TypeVar("_Run")
 
 
@@ -35,7 +33,7 @@ class ArmRun:
     arm: Arm
     seed: int
     outcomes: tuple[Outcome, ...]  # by context
-    trace: Trace  # empty for an arm that does not learn
+    curve: Tensor | None  # (steps, contexts, K) mean pi in each step; None for an arm that does not learn
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class DriftRun:
 
     hidden_size: int
     seed: int
-    trace: Trace
+    curve: Tensor  # (steps, K) mean pi in each step
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,14 @@ class Findings:
     def of(self, arm: Arm) -> list[ArmRun]:
         """The runs of an arm, by seed."""
         return [run for run in self.runs if run.arm == arm]
+
+    def curves(self, arm: Arm, context: int) -> Tensor:
+        """(seeds, steps, K) mean pi of a learning arm in a context, by its index."""
+        return torch.stack([run.curve[:, context] for run in self.of(arm) if run.curve is not None])
+
+    def drift_curves(self, hidden_size: int) -> Tensor:
+        """(seeds, steps, K) mean pi of the paper's credit at a hidden size."""
+        return torch.stack([run.curve for run in self.drift if run.hidden_size == hidden_size])
 
     def gain(self) -> dict[str, float]:
         """By context: the correlation of anchored credit less that of equal weights, smallest over the seeds."""
@@ -108,11 +114,9 @@ def _compare(config: LabConfig, seed: int) -> Iterator[ArmRun]:
     for arm in arms(section):
         orchestrator = make_arm(arm, section, lr=lab.lr, update_steps=lab.update_steps, pairwise_coef=lab.pairwise_coef)
         generator = torch.Generator().manual_seed(seed)
-        trace = Trace()
-        if arm.learns:
-            trace = train(arm, orchestrator, section, steps, generator, every=max(1, len(steps) // _RECORDED))
+        curve = train(arm, orchestrator, section, steps, generator) if arm.learns else None
         outcomes = tuple(evaluate(arm, orchestrator, section, groups, generator) for groups in fresh)
-        yield ArmRun(arm, seed, outcomes, trace)
+        yield ArmRun(arm, seed, outcomes, curve)
 
 
 def _drift_runs(config: LabConfig, seeds: range) -> Iterator[DriftRun]:
@@ -121,7 +125,7 @@ def _drift_runs(config: LabConfig, seeds: range) -> Iterator[DriftRun]:
             yield DriftRun(size, seed, _drift(config.world, config.drift, size, seed))
 
 
-def _drift(world_section: WorldSection, drift: DriftSection, size: int, seed: int) -> Trace:
+def _drift(world_section: WorldSection, drift: DriftSection, size: int, seed: int) -> Tensor:
     """The paper's credit in the first context of the world, with hidden states of another size."""
     section = world_section.model_copy(
         update={
@@ -134,4 +138,4 @@ def _drift(world_section: WorldSection, drift: DriftSection, size: int, seed: in
     orchestrator = make_arm(PAPER_ARM, section, lr=drift.lr, update_steps=drift.update_steps, pairwise_coef=0.0)
     # Drawn one by one: 222 steps at H = 4096 would take a third of a gigabyte.
     steps: Iterator[Groups] = (world.draw() for _ in range(max(drift.steps)))
-    return train(PAPER_ARM, orchestrator, section, steps, torch.Generator().manual_seed(seed))
+    return train(PAPER_ARM, orchestrator, section, steps, torch.Generator().manual_seed(seed)).squeeze(1)

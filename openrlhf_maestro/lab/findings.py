@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from openrlhf_maestro.lab.experiment import ArmRun, Findings
+from openrlhf_maestro.lab.experiment import Findings
 
 # A mean weight above this is called a collapse.
 COLLAPSED = 0.9
@@ -48,29 +49,22 @@ def rows(findings: Findings) -> Iterator[Row]:
                 weights=dict(zip(findings.names, weights.mean(dim=0).tolist(), strict=True)),
                 winners=tuple(findings.names[k] for k in weights.argmax(dim=1).tolist()),
                 largest=weights.amax(dim=1).mean().item(),
-                collapsed_at=_collapsed_at(runs, index) if arm.learns else None,
+                collapsed_at=settled_above(findings.curves(arm, index).amax(dim=-1), COLLAPSED) if arm.learns else None,
             )
 
 
-def _collapsed_at(runs: Sequence[ArmRun], context: int) -> float | None:
-    first = [reached(run.trace.steps, [w[context].max().item() for w in run.trace.weights], COLLAPSED) for run in runs]
-    return _median_of_most(first)
+def settled_above(curves: Tensor, limit: float) -> float | None:
+    """The median over (seeds, steps) of the step, counted from 1, from which on a curve stays above the limit.
 
-
-def _median_of_most(steps: Sequence[int | None]) -> float | None:
-    known = [step for step in steps if step is not None]
-    return statistics.median(known) if len(known) * 2 > len(steps) else None
-
-
-def reached(steps: Sequence[int], values: Sequence[float], limit: float) -> int | None:
-    """The step from which on the values stay above the limit, None where the last one does not; NaN is no value."""
-    first = None
-    for step, value in zip(steps, values, strict=True):
-        if value <= limit:
-            first = None
-        elif value > limit and first is None:
-            first = step
-    return first
+    None where it is not so in most seeds. NaN, a step without a value, decides nothing.
+    """
+    known = []
+    for curve in curves:
+        below = (curve <= limit).nonzero().flatten()
+        first = below[-1].item() + 2 if len(below) else 1  # the step after the last one below, counted from 1
+        if first <= len(curve):
+            known.append(first)
+    return statistics.median(known) if len(known) * 2 > len(curves) else None
 
 
 @dataclass(frozen=True)
@@ -88,25 +82,22 @@ def drift_rows(findings: Findings) -> list[DriftRow]:
     shown = sorted(set(findings.config.drift.steps))
     found = []
     for size in findings.config.drift.hidden_sizes:
-        traces = [run.trace for run in findings.drift if run.hidden_size == size]
-        curves = torch.stack([torch.stack(trace.weights)[:, 0] for trace in traces])  # (seeds, steps, K)
+        curves = findings.drift_curves(size)
         winners = curves[:, -1].argmax(dim=1).tolist()
         winner = statistics.mode(winners)
-        first = [reached(traces[0].steps, curve.tolist(), 0.5) for curve in curves[..., winner]]
         found.append(
             DriftRow(
                 hidden_size=size,
                 weights={step: curves[:, step - 1, winner].mean().item() for step in shown},
                 component=findings.names[winner],
-                above_half_at=_median_of_most(first),
+                above_half_at=settled_above(curves[..., winner], 0.5),
             )
         )
     return found
 
 
 def write_files(findings: Findings, folder: Path, seconds: float) -> None:
-    """lab.json (the table with the configuration), results.csv (a row a run and context), weights.csv (the curves)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Into a folder: lab.json (tables, configuration), results.csv (a row a run and context), weights.csv (curves)."""
     summary: dict[str, Any] = {
         "config": findings.config.model_dump(mode="json"),
         "seconds": round(seconds, 1),
@@ -127,21 +118,24 @@ def write_files(findings: Findings, folder: Path, seconds: float) -> None:
     )
     _write_csv(
         folder / "weights.csv",
-        ["arm", "hidden_size", "seed", "step", "context", *findings.names],
+        ["arm", "hidden_size", "seed", "context", "step", *findings.names],
         (
-            [name, size, seed, step, context, *weights[index].tolist()]
-            for name, size, seed, trace in _curves(findings)
-            for step, weights in zip(trace.steps, trace.weights, strict=True)
-            for index, context in enumerate(contexts[: len(weights)])
+            [name, size, seed, context, step, *weights]
+            for name, size, seed, context, curve in _curves(findings)
+            for step, weights in enumerate(curve.tolist(), start=1)
         ),
     )
 
 
-def _curves(findings: Findings) -> Iterator[tuple[str, int, int, Any]]:
+def _curves(findings: Findings) -> Iterator[tuple[str, int, int, str, Tensor]]:
+    """Arm, hidden size, seed, context and (steps, K) weights of every curve."""
+    world = findings.config.world
     for run in findings.runs:
-        yield run.arm.name, findings.config.world.hidden_size, run.seed, run.trace
+        if run.curve is not None:
+            for index, context in enumerate(world.contexts):
+                yield run.arm.name, world.hidden_size, run.seed, context, run.curve[:, index]
     for drift in findings.drift:
-        yield "drift", drift.hidden_size, drift.seed, drift.trace
+        yield "drift", drift.hidden_size, drift.seed, world.contexts[0], drift.curve
 
 
 def _write_csv(path: Path, header: Sequence[str], lines: Iterator[list[Any]]) -> None:

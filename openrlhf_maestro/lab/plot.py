@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from openrlhf_maestro.lab.arms import ANCHOR_ARM, PAPER_ARM, Arm
 from openrlhf_maestro.lab.experiment import Findings
@@ -47,46 +46,50 @@ def _correlations(axes: Axes, findings: Findings) -> None:
             width,
             yerr=[row.correlation_sd for row in here],
             error_kw={"linewidth": 0.8},
-            color=_COLOURS[index % len(_COLOURS)],
+            color=str(0.35 + 0.4 * index / max(1, len(contexts) - 1)),  # greys: colours are components
             label=context,
         )
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_xticks(range(len(findings.arms)), [arm.name.replace(" ", "\n", 1) for arm in findings.arms], fontsize=8)
     _finish(axes, "correlation of the group-relative reward with true quality (mean, sd over seeds)", "correlation")
+    axes.set_xlim(-0.6, len(findings.arms) - 0.4)
     axes.legend(frameon=False, fontsize=8)
 
 
 def _weights(axes: Axes, findings: Findings, arm: Arm, context: int) -> None:
-    """Every component's weight in one context: the mean over the seeds, with their range."""
-    traces = [run.trace for run in findings.of(arm)]
-    curves = torch.stack([torch.stack(trace.weights)[:, context] for trace in traces]).numpy()  # (seeds, points, K)
+    """Every component's weight in one context, the steps on a logarithmic scale."""
+    curves = findings.curves(arm, context)
     for k, name in enumerate(findings.names):
-        _band(axes, np.array(traces[0].steps), curves[..., k], _COLOURS[k % len(_COLOURS)], name)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("step", fontsize=8)
-    _finish(axes, f"{arm.name}: {findings.config.world.contexts[context]}", "weight")
-    axes.legend(frameon=False, fontsize=7)
+        _band(axes, curves[..., k], _COLOURS[k % len(_COLOURS)], name)
+    axes.set_xscale("log")
+    _finish_curves(axes, f"{arm.name}: {findings.config.world.contexts[context]}", "weight")
 
 
 def _drift(axes: Axes, findings: Findings) -> None:
-    for index, row in enumerate(drift_rows(findings)):
-        traces = [run.trace for run in findings.drift if run.hidden_size == row.hidden_size]
-        k = findings.names.index(row.component)
-        curves = torch.stack([torch.stack(trace.weights)[:, 0, k] for trace in traces]).numpy()  # (seeds, steps)
-        label = f"H = {row.hidden_size}: {row.component}"
-        _band(axes, np.array(traces[0].steps), curves, _COLOURS[index % len(_COLOURS)], label)
+    """The winner's weight at each hidden size."""
+    found = drift_rows(findings)
+    for index, row in enumerate(found):
+        curves = findings.drift_curves(row.hidden_size)[..., findings.names.index(row.component)]
+        shade = str(0.75 * (1 - (index + 1) / len(found)))  # the larger the darker
+        _band(axes, curves, shade, f"H = {row.hidden_size}")
+    winners = ", ".join(dict.fromkeys(row.component for row in found))
+    _finish_curves(axes, f"advantage (paper), lr {findings.config.drift.lr:g}", f"weight of {winners}")
+
+
+def _band(axes: Axes, curves: Tensor, colour: str, label: str) -> None:
+    """The mean of (seeds, steps) with the range of the seeds; a context may have had no group in a step (NaN)."""
+    known = ~curves.isnan().any(dim=0)
+    steps, values = known.nonzero().flatten().numpy() + 1, curves[:, known].numpy()
+    axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+    axes.plot(steps, values.mean(axis=0), color=colour, linewidth=1.5, label=label)
+
+
+def _finish_curves(axes: Axes, title: str, label: str) -> None:
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("step", fontsize=8)
-    _finish(axes, f"drift at lr {findings.config.drift.lr:g}", "weight")
-    axes.legend(frameon=False, fontsize=7)
-
-
-def _band(axes: Axes, x: npt.NDArray[np.int64], curves: npt.NDArray[np.float32], colour: str, label: str) -> None:
-    """The mean of (seeds, points) with the range of the seeds; a context may have had no group at a step (NaN)."""
-    known = ~np.isnan(curves).any(axis=0)
-    x, curves = x[known], curves[:, known]
-    axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.2, linewidth=0)
-    axes.plot(x, curves.mean(axis=0), color=colour, linewidth=1.5, label=label)
+    _finish(axes, title, label)
+    # Below: inside it would cover a curve.
+    axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=2)
 
 
 def _finish(axes: Axes, title: str, label: str) -> None:

@@ -17,7 +17,7 @@ from openrlhf_maestro.config.components import ComponentSection, Normalisation
 from openrlhf_maestro.rewards.groups import FAULT, GroupScorer
 from openrlhf_maestro.rewards.measured import ENTROPY, NEG_ENTROPY, PERPLEXITY, PREFERENCE, MeasuredScorer
 from openrlhf_maestro.rewards.ranking import group_rank
-from openrlhf_maestro.rewards.rules import RuleScorer, format_scores, length_scores, verdict_scores
+from openrlhf_maestro.rewards.rules import RuleScorer, format_scores, length_scores, match_scores, verdict_scores
 from openrlhf_maestro.rewards.standardising import group_zscore
 
 Scorer = GroupScorer | MeasuredScorer
@@ -79,6 +79,7 @@ KINDS: Mapping[str, Kind] = {
     "length": Kind("none", lambda section, context: RuleScorer(length_scores(section, context.max_new_tokens))),
     "preference": Kind("group_rank", lambda _section, _context: PREFERENCE),
     "rule": Kind("none", lambda _section, _context: RuleScorer(verdict_scores)),
+    "match": Kind("none", lambda section, _context: RuleScorer(match_scores(section))),
     "judge": Kind("group_rank", _judge),
     "remote": Kind("group_rank", _remote),
     "callable": Kind("group_rank", _callable),

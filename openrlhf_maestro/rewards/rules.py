@@ -1,14 +1,14 @@
-"""Components that are computed from the text alone: format, length, rule."""
+"""Components that are computed from the text alone: format, length, rule, match."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from openrlhf_maestro.config.components import LengthComponent
+from openrlhf_maestro.config.components import LengthComponent, MatchComponent
 from openrlhf_maestro.data.tasks import check
-from openrlhf_maestro.rewards.groups import FAULT, Group, Score
+from openrlhf_maestro.rewards.groups import FAULT, Group, Missing, Score
 from openrlhf_maestro.rewards.length import length_reward
-from openrlhf_maestro.rewards.text import format_reward
+from openrlhf_maestro.rewards.text import answer_text, format_reward
 
 
 class RuleScorer:
@@ -39,6 +39,24 @@ def length_scores(section: LengthComponent, max_new_tokens: int) -> Callable[[Gr
         ]
 
     return scores
+
+
+def match_scores(section: MatchComponent) -> Callable[[Group], list[Score]]:
+    """1 where the answer is the label. A response without an answer is at fault; without a label nothing is known."""
+
+    def scores(group: Group) -> list[Score]:
+        label = group.reference if section.column is None else group.metadata.get(section.column)
+        if label is None or not str(label).strip():
+            return [Missing(f"a row has no {section.column or 'reference'}")] * len(group)
+        answers = [answer_text(text) for text in group.responses]
+        wanted = _folded(str(label))
+        return [FAULT if answer is None else float(_folded(answer) == wanted) for answer in answers]
+
+    return scores
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def verdict_scores(group: Group) -> list[Score]:

@@ -127,9 +127,11 @@ class Controller:
         if meta is not None:
             self.save_conductor()
         values = meta or {}
-        logged = {name: values.get(name, math.nan) for name in ("meta_loss", "lr_h_l1", "meta_reward")}
-        return {"conductor/updates": self.orchestrator.updates} | {
-            f"conductor/{name}": value for name, value in logged.items()
+        return {
+            "conductor/updates": self.orchestrator.updates,
+            "conductor/meta_loss": values.get("meta_loss", math.nan),
+            "conductor/lr_h_l1": values.get("lr_h_l1", math.nan),
+            "conductor/meta_reward": values.get("meta_reward", math.nan),
         }
 
     def save_conductor(self) -> None:

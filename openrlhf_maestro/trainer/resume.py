@@ -82,4 +82,9 @@ def fingerprint(config: MaestroConfig) -> dict[str, Any]:
         "rollout.n_samples_per_prompt": config.rollout.n_samples_per_prompt,
         "rewards.components": config.component_names,
         "conductor.kind": config.conductor.kind,
+        "conductor.credit": config.conductor.credit,
+        "conductor.schedule": config.conductor.schedule,
+        "conductor.freeze": config.conductor.freeze,
+        "conductor.context_layer": config.conductor.context_layer,
+        "conductor.context_pooling": config.conductor.context_pooling,
     }

@@ -80,15 +80,17 @@ class Scenario:
         import ray
         from safetensors.torch import load_file
 
+        ray.get([actor.__ray_call__.remote(count_forwards) for actor in self.policy._actor_handlers])
         result: dict[str, Any] = {"features": [vars(item) for item in self.features()]}
+        result["feature_forwards"] = {True: self.counted_forwards()}
+        results(self.policy, "features", **self.case["features"] | {"with_hidden": [False, False]})
+        result["feature_forwards"][False] = self.counted_forwards()
         result["reference"] = [self.reference_state("start")]
         result["updates"] = []
-        ray.get([actor.__ray_call__.remote(count_forwards) for actor in self.policy._actor_handlers])
         for number in range(self.case["updates"]):
             if number == 1:
                 ray.get(self.call("save_state", self.folder))
-                counted = [actor.__ray_call__.remote(forwards) for actor in self.policy._actor_handlers]
-                result["forwards"] = ray.get(counted)
+                result["forwards"] = self.counted_forwards()
             result["updates"].append(self.update(str(number)))
             self.synchronise()
             result["reference"].append(self.reference_state(str(number)))
@@ -104,6 +106,13 @@ class Scenario:
             for group in (self.policy, self.reference)
             for reference in group.async_run_method(method, *arguments)
         ]
+
+    def counted_forwards(self) -> list[int]:
+        """Of each rank of the policy, since the last time."""
+        import ray
+
+        counts: list[int] = ray.get([actor.__ray_call__.remote(forwards) for actor in self.policy._actor_handlers])
+        return counts
 
     def features(self) -> list[Any]:
         return results(self.policy, "features", **self.case["features"])
@@ -162,8 +171,10 @@ def count_forwards(worker: Any) -> None:
 
 
 def forwards(worker: Any) -> int:
-    """Since `count_forwards`."""
-    return worker.forwards
+    """Since the last time, or `count_forwards`."""
+    seen: int = worker.forwards
+    worker.forwards = 0
+    return seen
 
 
 if __name__ == "__main__":

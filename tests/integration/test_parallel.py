@@ -40,8 +40,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "ZeRO-0": {"ds.zero_stage": 0, "train.micro_batch_size": 2},
     "ZeRO-1 by tokens": {"ds.zero_stage": 1} | BY_TOKENS,
     "ZeRO-2 by tokens": {"ds.zero_stage": 2} | BY_TOKENS,
-    "ZeRO-3 by tokens": {"ds.zero_stage": 3} | BY_TOKENS,
-    "AutoTP": AUTO_TP | {"ds.zero_stage": 0, "train.micro_batch_size": 2},
+    "ZeRO-3 by tokens": {"ds.zero_stage": 3, "conductor.context_layer": "middle", "conductor.context_pooling": "mean"}
+    | BY_TOKENS,
+    "AutoTP": AUTO_TP | {"ds.zero_stage": 0, "train.micro_batch_size": 2, "conductor.context_layer": "first"},
     "AutoTP, ZeRO-1 by tokens": AUTO_TP | BY_TOKENS | {"ds.zero_stage": 1, "train.max_tokens_per_gpu": BUDGET // 2},
     "AutoTP, ZeRO-2, untied": AUTO_TP
     | {"ds.zero_stage": 2, "train.micro_batch_size": 2, "actor.model_name_or_path": "untied"},
@@ -136,7 +137,7 @@ def configuration(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     config["rollout"]["temperature"] = TEMPERATURE
     for name, value in changes.items():
         section, option = name.split(".")
-        config[section][option] = value
+        config.setdefault(section, {})[option] = value
     config["actor"]["model_name_or_path"] = str(folder / config["actor"]["model_name_or_path"])
     return config
 
@@ -196,10 +197,20 @@ def drive(folder: Path) -> None:
     assert process.returncode == 0, (folder / "output").read_text()[-4000:] + logs[-4000:]
 
 
-def log_distribution(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(8, T - 1, V) at the sampling temperature, and (8, T, H) after the final norm."""
+def log_distribution(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(8, T - 1, V) at the sampling temperature, and (8, T, H) of embeddings, block 1 and block 2 (after the norm)."""
     output = model(batch["sequences"], attention_mask=batch["attention_mask"], output_hidden_states=True)
-    return (output.logits[:, :-1] / TEMPERATURE).log_softmax(-1), output.hidden_states[-1]
+    return (output.logits[:, :-1] / TEMPERATURE).log_softmax(-1), output.hidden_states
+
+
+def context(scenario: str, states: tuple[Tensor, ...]) -> Tensor:
+    """(8, H). Half of two blocks is one: `middle` and `first` are block 1."""
+    settings = SCENARIOS[scenario]
+    own = states[-1 if settings.get("conductor.context_layer", "last") == "last" else 1]
+    ends = [prompt + response for prompt, response in zip(PROMPT_TOKENS, RESPONSE_TOKENS, strict=True)]
+    if settings.get("conductor.context_pooling") == "mean":
+        return torch.stack([own[row, PROMPT_TOKENS[row] : end].mean(0) for row, end in enumerate(ends)])
+    return torch.stack([own[row, end - 1] for row, end in enumerate(ends)])
 
 
 def log_probs(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -270,17 +281,24 @@ def test_every_rank_runs_as_many_forwards(case: Case, scenario: str) -> None:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_conductors_context_takes_no_forward(case: Case, scenario: str) -> None:
+    """One a micro-batch, of which each rank has one, whether a Conductor reads the policy or not."""
+    forwards = case.result[scenario]["feature_forwards"]
+    ranks = SCENARIOS[scenario].get("actor.num_gpus_per_node", 2)
+    assert forwards == {True: [1] * ranks, False: [1] * ranks}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_features_are_those_of_one_process(case: Case, scenario: str) -> None:
     features = case.result[scenario]["features"]
     model, batch = case.model(scenario), case.batch
     with torch.no_grad():
-        distribution, hidden = log_distribution(model, batch)
+        distribution, states = log_distribution(model, batch)
         expected = log_probs(model, batch)
-    last = batch["attention_mask"].sum(1) - 1
     entropy = -(distribution.exp() * distribution).sum(-1) * batch["action_mask"]
     assert_agree(torch.cat([item["log_probs"] for item in features]), expected)
     assert_agree(torch.cat([item["entropy"] for item in features]), entropy)
-    assert_agree(torch.cat([item["hidden"] for item in features]), hidden[torch.arange(len(last)), last])
+    assert_agree(torch.cat([item["hidden"] for item in features]), context(scenario, states))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -14,9 +14,7 @@ import pytest
 from openrlhf_maestro import __version__
 from openrlhf_maestro.cli.main import main
 from openrlhf_maestro.config.fields import options
-from openrlhf_maestro.config.schema import MaestroConfig
-from openrlhf_maestro.config.serve import ServeConfig
-from openrlhf_maestro.config.sft import SftConfig
+from openrlhf_maestro.config.reference import CONFIGURED
 from openrlhf_maestro.errors import ConfigError, DataError, RunError, UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -45,6 +43,7 @@ def raising(error: BaseException):  # type: ignore[no-untyped-def]
         ["train", "--help"],
         ["sft", "-h"],
         ["serve-rewards", "-h"],
+        ["lab", "--help"],
         ["train", "--rolout.batch_size", "3"],
         ["trian"],
         [],
@@ -65,9 +64,7 @@ def test_help_and_errors_need_nothing_heavy_and_under_a_second(argv: list[str]) 
     assert after.ru_utime - before.ru_utime < 1.0
 
 
-@pytest.mark.parametrize(
-    ("command", "cls"), [("train", MaestroConfig), ("sft", SftConfig), ("serve-rewards", ServeConfig)]
-)
+@pytest.mark.parametrize(("command", "cls"), CONFIGURED.items())
 def test_the_help_of_a_command_lists_every_option(
     command: str, cls: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,7 @@
 """The credit rules: each option changes the gradient of the update to what its definition says.
 
-The definitions are written out here response by response, in float64, with gradients by autograd; the Conductor computes
-in float32, so its gradients (of order 0.1) agree to 1e-6.
+The definitions are written out here response by response, in float64, with gradients by autograd; the Conductor
+computes in float32, so its gradients (of order 0.1) agree to 1e-6.
 """
 
 import math
@@ -265,7 +265,9 @@ def anchor_definition(at: dict[str, Tensor], step: Observation, keep_truncated: 
         anchors = [NAN if left_out[j] else step.anchor[j].item() for j in members]
         here = [j for j, anchor in zip(members, anchors, strict=True) if not math.isnan(anchor)]
         scores = dict(zip(members, standardised(anchors), strict=True))
-        columns = [standardised([step.components[j, k].item() if j in here else NAN for j in members]) for k in range(K)]
+        columns = [
+            standardised([step.components[j, k].item() if j in here else NAN for j in members]) for k in range(K)
+        ]
         for j in here:
             probs = pi(at, step.h[j])
             agreement = torch.tensor([columns[k][j - i * G] * scores[j] for k in range(K)], dtype=torch.float64)

@@ -213,7 +213,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_conductor_as_it_was(caplog: py
     assert step(orchestrator, 1) is not None  # and it goes on
 
 
-@pytest.mark.parametrize(("lr", "advantage"), [(2e38, 1.0), (5e-2, 1e30)])
+@pytest.mark.parametrize(("lr", "advantage"), [(5e37, 1.0), (5e-2, 1e30)])
 def test_a_step_to_what_is_not_finite_is_undone(caplog: pytest.LogCaptureFixture, lr: float, advantage: float) -> None:
     """The parameters themselves, or the optimiser's second moment, which would stop all later learning."""
     orchestrator, untouched = learned(update_every=1), learned(update_every=1)

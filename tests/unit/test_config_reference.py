@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 
 from openrlhf_maestro.config.fields import options
-from openrlhf_maestro.config.reference import PAGE, page
-from openrlhf_maestro.config.schema import MaestroConfig
-from openrlhf_maestro.config.serve import ServeConfig
-from openrlhf_maestro.config.sft import SftConfig
+from openrlhf_maestro.config.reference import CONFIGURED, PAGE, page
 
 
 def rows() -> dict[str, list[str]]:
@@ -27,7 +24,7 @@ def test_the_page_in_docs_is_up_to_date() -> None:
 
 def test_the_page_has_every_option_with_all_its_cells() -> None:
     table = rows()
-    for cls in (MaestroConfig, SftConfig, ServeConfig):
+    for cls in CONFIGURED.values():
         for known in options(cls):
             default, _, meaning, source = table[known.name]
             assert default and meaning and source
@@ -52,5 +49,5 @@ def test_the_items_of_a_list_option_have_their_own_table() -> None:
 
 
 def test_nothing_but_the_schema_is_in_the_page() -> None:
-    declared = {known.name for cls in (MaestroConfig, SftConfig, ServeConfig) for known in options(cls)}
+    declared = {known.name for cls in CONFIGURED.values() for known in options(cls)}
     assert {name for name in rows() if "[]" not in name} == declared

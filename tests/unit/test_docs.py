@@ -17,9 +17,9 @@ import yaml
 from openrlhf_maestro.conductor import ConductorSettings, make_orchestrator
 from openrlhf_maestro.config.fields import options
 from openrlhf_maestro.config.load import ConfigError, load_config
+from openrlhf_maestro.config.reference import CONFIGURED
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.config.serve import ServeConfig
-from openrlhf_maestro.config.sft import SftConfig
 from openrlhf_maestro.data.prompts import Prompt
 from openrlhf_maestro.rollout.responses import Response
 from openrlhf_maestro.trainer.batch import Rollout, Scored, TokenValues
@@ -33,9 +33,8 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 WRITTEN = tuple(page for page in sorted(DOCS.glob("*.md")) if page.name != "configuration.md")
 
 SOURCE, NAMES = "a data set", ("one", "two")
-CONFIGURED = {"train": MaestroConfig, "sft": SftConfig, "serve-rewards": ServeConfig}
 # Packages that import without Ray, vLLM, DeepSpeed and OpenRLHF.
-PLAIN = ("rewards", "conductor", "objective", "data", "evaluation", "report", "launch", "config")
+PLAIN = ("lab", "rewards", "conductor", "objective", "data", "evaluation", "report", "launch", "config")
 METRIC = re.compile(r"(?:time|rollout|reward|advantage|conductor|policy|eval)/")
 
 

@@ -92,10 +92,12 @@ def serving() -> Iterator[Endpoint]:
     endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1", lambda _: (200, completion("0.5")))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield endpoint
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield endpoint
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from openrlhf_maestro.rewards import (
     Features,
     Group,
     MeasuredScorer,
+    Missing,
     apply_gates,
     make_components,
     normalize,
@@ -111,6 +112,17 @@ def test_rule_is_the_verdict_of_the_bundled_task() -> None:
     assert found == [1.0, 0.0, 0.0]
 
 
+def test_match_compares_the_answer_with_the_label() -> None:
+    answers = ["Paris", " paris\n", "Paris, France", ""]
+    responses = [f"<think>r</think><answer>{answer}</answer>" for answer in answers] + ["Paris"]
+    asked = group(responses, [5] * 5, reference="Paris", metadata={"other": "the  LOT", "empty": " "})
+    assert from_text({"kind": "match"}, asked) == [1.0, 1.0, 0.0, 0.0, -INF]
+    lot = group(["<think>r</think><answer>The lot</answer>"], [5], metadata={"other": "the  LOT", "empty": " "})
+    assert from_text({"kind": "match", "column": "other"}, lot) == [1.0]
+    assert from_text({"kind": "match", "column": "empty"}, lot) == [Missing("a row has no empty")]
+    assert from_text({"kind": "match", "column": "absent"}, lot) == [Missing("a row has no absent")]
+
+
 def test_measured_scores_are_single_precision_and_of_every_response() -> None:
     scorer = make("entropy")[0].scorer
     assert isinstance(scorer, MeasuredScorer)
@@ -137,7 +149,7 @@ def test_every_kind_of_the_configuration_can_be_made() -> None:
 def test_which_kinds_are_ranked() -> None:
     # METHOD.md section 2; what has no known scale is ranked as well.
     kept = [kind for kind, entry in KINDS.items() if entry.normalisation == "none"]
-    assert kept == ["format", "length", "rule"]
+    assert kept == ["format", "length", "rule", "match"]
 
 
 # ── gates ──

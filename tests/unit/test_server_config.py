@@ -94,7 +94,8 @@ def test_a_token_that_no_client_could_send_is_refused_and_not_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MAESTRO_REWARD_TOKEN", "sésame")
-    assert main(["serve-rewards", FORMAT, "--serve.port=0"]) == 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that it could not serve in any case
+        assert main(["serve-rewards", FORMAT, f"--serve.port={taken.getsockname()[1]}"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "MAESTRO_REWARD_TOKEN holds something else" in err and "sésame" not in err
 

@@ -6,7 +6,6 @@ Tolerance 1e-6 in fp32: padding changes the order of summation, and a weight is 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -255,6 +254,12 @@ def test_a_model_that_lacks_weights(conductor: str, model: str, tmp_path: Path) 
         PairWeights(conductor, broken)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_is_not_there(conductor: str, model: str) -> None:
+    with pytest.raises(ConfigError, match="device: cuda was asked for, and torch finds none"):
+        PairWeights(conductor, model, device="cuda")
+
+
 def test_folders_that_hold_neither(conductor: str, model: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the Conductor .* cannot be loaded"):
         PairWeights(tmp_path, model)
@@ -309,29 +314,37 @@ def test_the_rollouts_of_a_run_are_pairs(conductor: str, model: str, tmp_path: P
     assert_close([row["weights"] for row in rows], expected)
 
 
-def test_a_killed_command_leaves_nothing_that_looks_whole(conductor: str, model: str, tmp_path: Path) -> None:
-    """The fourth batch kills the process; what was there before stays."""
+def test_a_command_that_is_ended_leaves_nothing_that_looks_whole(
+    conductor: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends in the 34th batch of one pair, when the first 32, sorted together, have been computed."""
     source, output = tmp_path / "pairs.jsonl", tmp_path / "weights.jsonl"
     source.write_text('{"prompt": "a", "response": "b"}\n' * 100)
     output.write_text("before\n")
-    script = (
-        "import os, sys\n"
-        "from openrlhf_maestro.conductor import PairWeights\n"
-        "from openrlhf_maestro.cli.main import main\n"
-        "probs, calls = PairWeights._probs, []\n"
-        "def dying(self, rows):\n"
-        "    calls.append(1)\n"
-        "    return os._exit(9) if len(calls) == 34 else probs(self, rows)\n"
-        "PairWeights._probs = dying\n"
-        "main(sys.argv[1:])\n"
-    )
-    argv = command(conductor, model, source, output, "--batch_size", "1")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    assert subprocess.run([sys.executable, "-c", script, *argv], env=environment).returncode == 9
+    probs, written = PairWeights._probs, []
+
+    def ended(self: PairWeights, rows: Any) -> torch.Tensor:
+        # What is in the file while the process lives is what a kill would leave.
+        written.append((tmp_path / "weights.jsonl.partial").read_text().splitlines())
+        if len(written) == 34:
+            raise KeyboardInterrupt
+        return probs(self, rows)
+
+    monkeypatch.setattr(PairWeights, "_probs", ended)
+    assert main(command(conductor, model, source, output, "--batch_size", "1")) == 130
     assert output.read_text() == "before\n"
-    # A line is in the file as soon as it is computed: 32 of the first window.
-    lines = (tmp_path / "weights.jsonl.partial").read_text().splitlines()
-    assert len(lines) == 32 and all(json.loads(line)["weights"] for line in lines)
+    assert [len(lines) for lines in written] == [0] * 32 + [32] * 2
+    assert all(json.loads(line)["weights"] for line in written[-1])
+
+
+def test_its_help_needs_nothing_heavy() -> None:
+    script = (
+        "import sys; from openrlhf_maestro.cli.weights import run\n"
+        "try: run(['--help'])\n"
+        "except SystemExit: sys.exit(','.join({'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stderr == "\n" and "usage: maestro weights" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -365,7 +378,11 @@ def test_what_the_command_line_refuses(
     for argv, message in [
         (command(conductor, model, tmp_path / "none.jsonl", output), "--input: there is no file"),
         (command(conductor, model, source, source / "weights.jsonl"), "--output: .* cannot be written"),
-        (command(conductor, model, source, output, "--batch_size", "0"), "--batch_size: 0 is below 1"),
+        (
+            command(conductor, model, source, output, "--batch_size", "0"),
+            "--batch_size: 0 is not a whole number from 1",
+        ),
+        (command(conductor, model, source, output, "--batch_size", "all"), "--batch_size: all is not"),
         (["weights", "--input", str(source)], "--conductor, --model, --output"),
     ]:
         assert main(argv) == 2
