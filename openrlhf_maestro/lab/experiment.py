@@ -85,7 +85,7 @@ class Findings:
 
 
 def run_lab(config: LabConfig, progress: Callable[[], None] = lambda: None) -> Findings:
-    """Runs everything; calls ``progress`` after each of ``run_count(config)`` runs. One thread is enough.
+    """Runs everything; calls ``progress`` after each of ``run_count(config)`` runs.
 
     All arms of a seed see the same groups, so that they differ by their rule alone.
     """

@@ -46,6 +46,11 @@ def without_times(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if not name.startswith("time/")}
 
 
+def tolerance(name: str, usual: float = 1e-6) -> float:
+    """What is itself the difference of two roundings, vLLM's and the trainer's, repeats to their size alone."""
+    return 5e-5 if "logprob_diff" in name else usual
+
+
 def close(one: Any, other: Any, tolerance: float = 1e-6) -> bool:
     """Equal, numbers to the tolerance."""
     if isinstance(one, float) and isinstance(other, float):
@@ -74,7 +79,7 @@ def test_resumed_metrics(main_run: Any, interrupted: Interrupted) -> None:
     for line, expected in zip(resumed, main_run.metrics(), strict=True):
         line, expected = without_times(line), without_times(expected)
         assert line.keys() == expected.keys()
-        differing = [name for name in line if not close(line[name], expected[name])]
+        differing = [name for name in line if not close(line[name], expected[name], tolerance(name))]
         assert not differing, f"step {expected['step']}"
 
 
@@ -86,7 +91,7 @@ def test_resumed_rollouts(main_run: Any, interrupted: Interrupted) -> None:
     """
     for step in range(1, STEPS + 1):
         rollouts, expected = interrupted.resumed.rollouts(step), main_run.rollouts(step)
-        differing = [name for name in expected if not close(rollouts[name], expected[name], 5e-6)]
+        differing = [name for name in expected if not close(rollouts[name], expected[name], tolerance(name, 5e-6))]
         assert not differing, f"step {step}"
 
 
