@@ -83,11 +83,33 @@ def reward_panels(run: Run) -> list[Panel]:
     return [panel for panel in panels if panel]
 
 
-def spread_panels(run: Run) -> list[Panel]:
-    """How far each normalised component varies within groups."""
-    colours = component_colours(run.components())
-    panels = [_panel(run, f"reward/{name}/norm_group_std", name, colours[name]) for name in run.components()]
-    return [panel for panel in panels if panel]
+# What tells a useful component from one that only has a high level: metric, title.
+COMPONENT_QUANTITIES = {
+    "reward/{}/norm_mean": "level: mean normalised value",
+    "reward/{}/norm_group_std": "spread: standard deviation within groups",
+    "conductor/action_freq/{}": "share of sampled emphases",
+    "conductor/action_reward_corr/{}": "correlation of the emphasis with the reward",
+}
+
+
+def component_panels(run: Run) -> list[Panel]:
+    """One chart a quantity with a line a component; those that were logged."""
+    panels = []
+    for key, title in COMPONENT_QUANTITIES.items():
+        curves = {name: run.series(key.format(name)) for name in run.components()}
+        if any(curves.values()):
+            panels.append(_component_panel(title, {name: series for name, series in curves.items() if series}))
+    return panels
+
+
+def _component_panel(title: str, curves: dict[str, Series]) -> Panel:
+    colours = component_colours(list(curves))
+    lines = [_line(series, colours[name]) for name, series in curves.items()]
+    last = {name: series.finite()[-1] for name, series in curves.items()}
+    spoken = ", ".join(f"{name} {number(value)}" for name, value in last.items())
+    highest = max(last, key=lambda name: last[name])
+    svg = line_chart(lines, label=f"{title.capitalize()}. At the last step: {spoken}")
+    return Panel(title, f"{highest} {last[highest]:.2f}", svg, colours[highest])
 
 
 def fault_panels(run: Run) -> list[Panel]:

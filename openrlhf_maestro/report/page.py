@@ -78,7 +78,7 @@ def _content(run: Run) -> dict[str, Any]:
         "weight_panels": [] if fixed else figures.weight_panels(run),
         "conductor_panels": figures.conductor_panels(run),
         "reward_panels": figures.reward_panels(run),
-        "spread_panels": figures.spread_panels(run),
+        "component_panels": figures.component_panels(run),
         "fault_panels": figures.fault_panels(run),
         "policy_panels": figures.policy_panels(run),
         "timing": times,

@@ -130,6 +130,9 @@ def _training_record(rng: np.random.Generator, step: int, steps: int, families: 
         **{f"time/reward/{name}_s": slow * done for name, slow in COMPONENT_TIMES.items()},
         "time/reward_wait_s": 0.002,
         **{f"reward/{name}/norm_group_std": 0.4 - 0.3 * done for name in raw},
+        **{f"reward/{name}/norm_mean": 0.5 for name in raw},
+        **{f"conductor/action_freq/{name}": 0.2 for name in raw},
+        **{f"conductor/action_reward_corr/{name}": 0.25 * (name == "format") for name in raw},
         "conductor/max_weight": float(overall.max()),
         "conductor/lr_h_l1": 0.006 if step % 3 == 0 else None,
         "conductor/entropy": float(-(overall * np.log(overall)).sum()),
@@ -279,8 +282,8 @@ def test_the_page_needs_nothing_but_itself(run_dir: Path) -> None:
 def test_charts_have_a_description_and_no_colours_of_their_own(run_dir: Path) -> None:
     source = (run_dir / "report.html").read_text(encoding="utf-8")
     drawings = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
-    # 6 of weights, 5 of the Conductor, 6 of rewards, 5 of their spread, 2 of faults, 6 of the policy, 1 of the time
-    assert len(drawings) == 31
+    # 6 of weights, 5 of the Conductor, 6 of rewards, 4 of components, 2 of faults, 6 of the policy, 1 of the time
+    assert len(drawings) == 30
     assert all('role="img" aria-label="' in drawing for drawing in drawings)
     assert not any(re.search(r"#[0-9a-fA-F]{3,6}\b", drawing) for drawing in drawings)
     used, defined = set(re.findall(r"var\((--\w+)\)", source)), set(re.findall(r"(--\w+):", source))
@@ -327,6 +330,15 @@ def test_the_time_of_each_component_is_a_median_over_the_steps(run_dir: Path) ->
     rows = dict(re.findall(r'<th scope="row">([\w ]+)</th><td class="num">([\d.]+)', table))
     expected = {name: 30.5 / 60 * time for name, time in COMPONENT_TIMES.items()} | {"waited for": 0.002}
     assert {name: float(value) for name, value in rows.items()} == pytest.approx(expected, rel=0.01)
+
+
+def test_what_each_component_is_good_for_is_drawn_with_the_highest_named(run_dir: Path) -> None:
+    labels = re.findall(r'aria-label="([^"]*)"', (run_dir / "report.html").read_text(encoding="utf-8"))
+    (spread,) = [label for label in labels if label.startswith("Spread: standard deviation within groups")]
+    # 0.4 - 0.3 at the last step.
+    assert spread.endswith("format 0.100, perplexity 0.100, entropy 0.100, length 0.100, preference 0.100")
+    (correlation,) = [label for label in labels if label.startswith("Correlation of the emphasis")]
+    assert "format 0.250" in correlation
 
 
 def test_a_run_that_logged_no_component_times_has_no_such_table(copy: Path) -> None:
