@@ -259,6 +259,8 @@ class LearnedOrchestrator(Orchestrator):
         self.conductor.check(state["hidden_size"], state["reward_names"])
         self.conductor.load_state_dict(state["conductor"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr  # the configuration's, not the checkpoint's
         self.buffer.load_state_dict(state["buffer"])
         self._updates = state["updates"]
 

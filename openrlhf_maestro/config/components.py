@@ -31,7 +31,9 @@ class ComponentSection(Section):
     )
 
     anchor: bool = option(
-        False, "the trusted signal of conductor.credit: anchor: scored on a share of the groups, not part of the reward"
+        False,
+        "the trusted signal of conductor.credit: anchor: its raw scores on a share of the groups, not part of the "
+        "reward (what a model measures, `preference` and `perplexity`, is measured on all)",
     )
 
     @property
@@ -42,6 +44,10 @@ class ComponentSection(Section):
     def needs_reference(self) -> bool:
         """Whether it reads the rows' reference answers; then a row without one is left out."""
         return False
+
+    def knows(self, reference: str | None, metadata: Mapping[str, Any]) -> bool:
+        """Whether a row has what a score of its responses needs."""
+        return reference is not None or not self.needs_reference
 
     def parameter(self, name: str, datasource: str) -> Any:
         """The value of a parameter for the rows of a data source: the one in `by_datasource`, else the general one."""
@@ -185,6 +191,14 @@ class MatchComponent(ComponentSection):
     def needs_reference(self) -> bool:
         return self.column is None
 
+    def label_of(self, reference: str | None, metadata: Mapping[str, Any]) -> str:
+        """The row's label; empty where there is none."""
+        label = reference if self.column is None else metadata.get(self.column)
+        return "" if label is None else str(label).strip()
+
+    def knows(self, reference: str | None, metadata: Mapping[str, Any]) -> bool:
+        return bool(self.label_of(reference, metadata))
+
 
 class ServiceOptions(Section):
     """How an outside scorer is called, and what happens when it fails."""
@@ -299,6 +313,9 @@ def check_names_and_gates(components: Sequence[ComponentSection]) -> None:
     if again:
         raise ValueError(f"two components are of kind {', '.join(again)}: this kind can be used once")
     anchors = [component.label for component in components if component.anchor]
+    for component in components:
+        if component.anchor and component.normalisation is not None:
+            raise ValueError(f"{component.label} is the anchor, whose raw scores count: take its normalisation away")
     if len(anchors) > 1:
         raise ValueError(f"{', '.join(anchors)} are all an anchor: there is one trusted signal")
     if anchors and len(components) == 1:

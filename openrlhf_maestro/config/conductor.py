@@ -110,6 +110,12 @@ class ConductorSection(Section):
                 f"the `{anchor}` component has anchor: true, and nothing reads it with conductor.credit: {self.credit}."
                 " Set conductor.credit to anchor, or take `anchor` off the component to make it part of the reward."
             )
+        if self.emphasis == 0 and (self.credit, self.schedule) == ("advantage", "async"):
+            yield (
+                "conductor.emphasis: 0 gives every response the weights pi, so that the advantage says nothing about "
+                "the sampled emphasis and the update is noise. Raise it, or set conductor.schedule: joint or "
+                "conductor.credit: anchor, which need no emphasis."
+            )
         if self.pairwise_coef and (self.credit, self.schedule) != ("advantage", "async"):
             yield (
                 "conductor.pairwise_coef compares sampled emphases: it needs conductor.credit: advantage and "

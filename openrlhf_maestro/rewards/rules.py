@@ -45,11 +45,11 @@ def match_scores(section: MatchComponent) -> Callable[[Group], list[Score]]:
     """1 where the answer is the label. A response without an answer is at fault; without a label nothing is known."""
 
     def scores(group: Group) -> list[Score]:
-        label = group.reference if section.column is None else group.metadata.get(section.column)
-        if label is None or not str(label).strip():
+        label = section.label_of(group.reference, group.metadata)
+        if not label:
             return [Missing(f"a row has no {section.column or 'reference'}")] * len(group)
         answers = [answer_text(text) for text in group.responses]
-        wanted = _folded(str(label))
+        wanted = _folded(label)
         return [FAULT if answer is None else float(_folded(answer) == wanted) for answer in answers]
 
     return scores

@@ -15,7 +15,7 @@ from openrlhf_maestro.rollout.sampler import Sampler
 from openrlhf_maestro.trainer.checkpoint import load_checkpoint
 from openrlhf_maestro.trainer.collector import Collector
 from openrlhf_maestro.trainer.controller import LOGPROB_DIFF_LIMITS, Controller
-from openrlhf_maestro.trainer.diagnostics import CollapseWatch
+from openrlhf_maestro.trainer.diagnostics import collapse_watch
 from openrlhf_maestro.trainer.evaluation import Evaluator
 from openrlhf_maestro.trainer.experience import ExperienceMaker
 from openrlhf_maestro.trainer.measure import ModelCalls
@@ -72,7 +72,7 @@ def assemble(
         sync=sync,
         evaluator=evaluator,
         logprob_diff_limit=limit,
-        watch=CollapseWatch(config.component_names, config.conductor.credit) if orchestrator.needs_hidden else None,
+        watch=collapse_watch(config),
     )
 
 

@@ -71,10 +71,7 @@ class Scored:
     component_names: list[str]
     raw: Tensor  # (B, K); -inf: the response's fault, NaN: missing
     normalised: Tensor  # (B, K), in [0, 1] where ranked; NaN: missing
-    raw_anchor: (
-        Tensor | None
-    )  # (B,) scores of the trusted signal; -inf: the response's fault, NaN: not asked, or missing
-    anchor: Tensor | None  # (B,) normalised
+    anchor: Tensor | None  # (B,) raw scores of the trusted signal; -inf: at fault, NaN: not asked or missing
     weights: Tensor  # (B, K) the w of the scalar
     probs: Tensor  # (B, K) the continuous pi
     actions: Tensor | None  # (B,) long

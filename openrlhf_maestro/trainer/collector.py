@@ -80,28 +80,33 @@ class Collector:
         console: TrainingConsole,
     ) -> Scored:
         console.phase("sampling")
-        anchored = self._anchored(len(prompts), draws.anchor)
+        anchored = self._anchored(prompts, draws.anchor)
         with watch.phase("generation"):
             rollouts = self._sample(prompts, step, anchored)
         console.phase("scoring")
         with watch.phase("experience"):
             scored = self.maker.make(rollouts, anchored, draws.conductor)
-        missing = dict(zip(scored.component_names, scored.raw.isnan().sum(0).tolist(), strict=True))
-        if self.config.anchor is not None and scored.raw_anchor is not None:
+        counts = zip(scored.component_names, scored.raw.isnan().sum(0).tolist(), strict=True)
+        missing = {name: (count, len(scored.raw)) for name, count in counts}
+        if self.config.anchor is not None and scored.anchor is not None:
             asked = len(anchored) * scored.group_size
-            missing[self.config.anchor.label] = asked - int((~scored.raw_anchor.isnan()).sum())
-        for name, count in missing.items():
+            missing[self.config.anchor.label] = asked - int((~scored.anchor.isnan()).sum()), asked
+        for name, (count, asked) in missing.items():
             if count:
                 reason = scored.missing_reasons.get(name, "a model gave no finite score")
-                CONSOLE.print(f"step {step}: {name} has no value for {count} of {len(scored.raw)} responses ({reason})")
+                CONSOLE.print(f"step {step}: {name} has no value for {count} of {asked} responses ({reason})")
         return scored
 
-    def _anchored(self, groups: int, generator: torch.Generator) -> set[int]:
-        """The groups that the anchor scores: a share of them, at least one, drawn anew for every batch."""
-        if self.config.anchor is None or not self.config.conductor.reads_anchor:
+    def _anchored(self, prompts: Sequence[Prompt], generator: torch.Generator) -> set[int]:
+        """The groups that the anchor scores: a share of all, of those it can score, drawn anew for every batch."""
+        anchor = self.config.anchor
+        if anchor is None or not self.config.conductor.reads_anchor:
             return set()
-        count = math.ceil(self.config.conductor.anchor_share * groups)
-        return set(torch.randperm(groups, generator=generator)[:count].tolist())
+        # Less a rounding: 0.07 x 100 is a little above 7.
+        count = math.ceil(self.config.conductor.anchor_share * len(prompts) - 1e-9)
+        order = torch.randperm(len(prompts), generator=generator).tolist()
+        known = [index for index in order if anchor.knows(prompts[index].reference, prompts[index].metadata)]
+        return set(known[:count])
 
     def _sample(self, prompts: Sequence[Prompt], step: int, anchored: Collection[int]) -> list[Rollout]:
         """N * G responses, group by group; the text scores of a group are started when it arrives."""

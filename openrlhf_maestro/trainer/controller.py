@@ -115,7 +115,9 @@ class Controller:
                 actions=scored.actions,
                 advantages=scored.advantages,
                 components=scored.normalised,
-                anchor=scored.anchor,
+                anchor=scored.anchor.masked_fill(scored.anchor.isposinf(), math.nan)
+                if scored.anchor is not None
+                else None,
                 log_prob_mean=scored.log_prob_mean,
                 truncated=scored.truncated,
                 group_size=self.config.rollout.n_samples_per_prompt,

@@ -119,11 +119,14 @@ class ExperienceMaker:
         wait_s: float,
     ) -> Scored:
         group, tokens = self.config.rollout.n_samples_per_prompt, measured.tokens
-        raw = raw.masked_fill(self._is_anchor & ~asked[:, None], torch.nan)
-        normalised = normalize(raw.view(-1, group, len(self.components)), self.components).view_as(raw)
-        reward = ~self._is_anchor
-        raw_anchor, anchor = raw[:, ~reward].squeeze(1), normalised[:, ~reward].squeeze(1)
-        raw, normalised = raw[:, reward], normalised[:, reward]
+        of_anchor = self._is_anchor
+        anchor = None
+        if of_anchor.any():
+            anchor = raw[:, of_anchor].squeeze(1)
+            anchor = anchor.masked_fill(~asked | anchor.isposinf(), torch.nan)
+        components = [part for part, is_anchor in zip(self.components, of_anchor, strict=True) if not is_anchor]
+        raw = raw[:, ~of_anchor]
+        normalised = normalize(raw.view(-1, group, len(components)), components).view_as(raw)
         orchestration = self.orchestrator.weights(measured.hidden, len(rollouts), generator)
         truncated = torch.tensor([rollout.response.truncated for rollout in rollouts])
         penalty = self._kl_penalty(measured, truncated)
@@ -136,8 +139,7 @@ class ExperienceMaker:
             component_names=self.config.component_names,
             raw=raw,
             normalised=normalised,
-            raw_anchor=raw_anchor if self.config.anchor is not None else None,
-            anchor=anchor if self.config.anchor is not None else None,
+            anchor=anchor,
             weights=orchestration.weights,
             probs=orchestration.probs,
             actions=orchestration.actions,

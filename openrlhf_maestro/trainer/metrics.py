@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from openrlhf_maestro.conductor import LearnedOrchestrator, Orchestrator
+from openrlhf_maestro.objective import constant_groups
 from openrlhf_maestro.rewards import summarize
 from openrlhf_maestro.trainer.batch import Scored
 
@@ -67,12 +68,14 @@ def _rewards(scored: Scored) -> dict[str, float]:
         metrics[f"reward/{name}/fault_rate"] = float(summary.fault_rate[k])
         normalised = scored.normalised[:, k]
         metrics[f"reward/{name}/norm_mean"] = float(normalised.nanmean())
-        metrics[f"reward/{name}/norm_group_std"] = group_std(normalised.view(-1, scored.group_size))
+        groups = normalised.view(-1, scored.group_size)
+        metrics[f"reward/{name}/norm_group_std"] = group_std(groups)
+        metrics[f"reward/{name}/constant_rate"] = _mean(constant_groups(groups))
     for name, seconds in scored.reward_s.items():
         metrics[f"time/reward/{name}_s"] = seconds
-    if scored.raw_anchor is not None:
-        metrics["conductor/anchor/raw_mean"] = float(summarize(scored.raw_anchor[:, None]).raw_mean)
-        metrics["conductor/anchor/scored_rate"] = _mean(~scored.raw_anchor.isnan())
+    if scored.anchor is not None:
+        metrics["conductor/anchor/raw_mean"] = float(summarize(scored.anchor[:, None]).raw_mean)
+        metrics["conductor/anchor/scored_rate"] = _mean(~scored.anchor.isnan())
     metrics["time/reward_wait_s"] = scored.reward_wait_s
     metrics["rollout/filtered_rate"] = scored.filtered_rate
     metrics["reward/scalar_mean"] = float(scored.scalar.nanmean())

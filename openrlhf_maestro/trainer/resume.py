@@ -81,10 +81,12 @@ def fingerprint(config: MaestroConfig) -> dict[str, Any]:
         "rollout.batch_size": config.rollout.batch_size,
         "rollout.n_samples_per_prompt": config.rollout.n_samples_per_prompt,
         "rewards.components": config.component_names,
+        "anchor": f"{config.anchor.label} ({config.anchor.kind})" if config.anchor is not None else None,
         "conductor.kind": config.conductor.kind,
         "conductor.credit": config.conductor.credit,
         "conductor.schedule": config.conductor.schedule,
         "conductor.freeze": config.conductor.freeze,
+        "conductor.learn_temperature": config.conductor.learn_temperature,
         "conductor.context_layer": config.conductor.context_layer,
         "conductor.context_pooling": config.conductor.context_pooling,
     }

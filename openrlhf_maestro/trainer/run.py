@@ -13,6 +13,7 @@ from typing import Any
 
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
+from openrlhf_maestro.conductor import Conductor
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import PromptLoader, PromptSet, fit_prompts, load_prompts
 from openrlhf_maestro.errors import ConfigError, MaestroError, RunError
@@ -53,6 +54,8 @@ def train(config: MaestroConfig) -> Path:
     components = make_components(config.rewards.components, context, config.rewards.normalisation)
     resolved = _make_models(config)
     checkpoint = find_checkpoint(resolved, run_dir.checkpoints)
+    if checkpoint is None:
+        check_initial_conductor(config, run_dir)
     # The run's config.yaml is what was asked for, so that it can be used again elsewhere.
     continues = checkpoint is not None and checkpoint.is_in(run_dir.checkpoints)
     moved = run_dir.start(config, checkpoint.step if checkpoint is not None and continues else None)
@@ -99,7 +102,9 @@ def check_model_folder(config: MaestroConfig) -> None:
 
 def check_data(config: MaestroConfig) -> Data:
     """Read and check the rows of training and evaluation; no tokenizer is needed for that."""
-    needing = next((part.label for part in config.rewards.components if part.needs_reference), "")
+    # An anchor scores rows that have what it needs; the perplexity is measured on every row.
+    reading = [part for part in config.rewards.components if not part.anchor or part is config.perplexity]
+    needing = next((part.label for part in reading if part.needs_reference), "")
     training = load_prompts(
         config.data,
         dataset=bundled_dataset(config.data.prompt_dataset, config.data.prompt_split, config.run.assets_dir),
@@ -126,6 +131,26 @@ def check_data(config: MaestroConfig) -> Data:
         max_prompt_tokens=config.max_prompt_tokens,
     )
     return Data(training, held_out)
+
+
+def check_initial_conductor(config: MaestroConfig, run_dir: RunDir) -> None:
+    """Refuse a conductor.init_from that was made for other rewards or another context, or is about to be moved away."""
+    section = config.conductor
+    if section.kind != "conductor" or section.init_from is None:
+        return
+    folder = Path(section.init_from)
+    if folder.resolve().is_relative_to(run_dir.path.resolve()):
+        raise ConfigError(
+            f"conductor.init_from: {folder} is in the run directory of this run, {run_dir.path}, which is moved aside "
+            "when the run starts. Give the new run another run.name."
+        )
+    try:
+        if not folder.is_dir():
+            raise ValueError("there is no such folder")
+        conductor = Conductor.from_pretrained(str(folder))
+        conductor.check(conductor.hidden_size, config.component_names, section.context_layer, section.context_pooling)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"conductor.init_from: {folder} cannot be used: {error}") from error
 
 
 def _check_datasources(config: MaestroConfig, prompts: PromptSet) -> None:

@@ -90,7 +90,7 @@ def rollout_columns(step: int, scored: Scored) -> dict[str, Column]:
         "datasource": [rollout.prompt.datasource for rollout in rollouts],
         "group": [rollout.group for rollout in rollouts],
         "action": _names(scored),
-        "anchor": scored.raw_anchor.numpy() if scored.raw_anchor is not None else [None] * len(rollouts),
+        "anchor": scored.anchor.numpy() if scored.anchor is not None else [None] * len(rollouts),
         "scalar_reward": scored.scalar.numpy(),
         "advantage": scored.advantages.numpy(),
         "truncated": scored.truncated.numpy(),

@@ -33,6 +33,7 @@ def test_the_anchor_is_none_of_the_conductors_components() -> None:
         (ANCHORED, {"credit": "anchor", "schedule": "joint"}, r"conductor\.schedule: joint learns from .* to async"),
         (ANCHORED, {"credit": "anchor", "pairwise_coef": 0.1}, r"conductor\.pairwise_coef .* Set it to 0"),
         (PLAIN, {"schedule": "joint", "pairwise_coef": 0.1}, r"conductor\.pairwise_coef .* Set it to 0"),
+        (PLAIN, {"emphasis": 0}, r"conductor\.emphasis: 0 gives every response the weights pi"),
         (PLAIN, {"freeze": True}, r"conductor\.freeze .* Set conductor\.init_from"),
         (PLAIN[:1], {}, r"nothing to choose with one component"),
         ([*PLAIN[:1], ANCHORED[2]], {"credit": "anchor"}, r"nothing to choose with one component"),

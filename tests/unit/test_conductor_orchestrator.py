@@ -258,6 +258,12 @@ def test_resume_is_exact(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert straight.updates == resumed.updates == (10 if "schedule" in changes else 3)
 
 
+def test_a_resume_takes_the_configurations_learning_rate() -> None:
+    stopped, resumed = learned(lr=0.05), learned(lr=1e-6)
+    resumed.load_state_dict(stopped.state_dict())
+    assert [group["lr"] for group in resumed.optimizer.param_groups] == [1e-6]
+
+
 def saved(tmp_path: Path) -> LearnedOrchestrator:
     """A Conductor that has learnt, and what `save_pretrained` makes of it."""
     orchestrator = learned(update_every=1, temperature=0.7)

@@ -72,6 +72,12 @@ def test_a_gate_that_would_always_be_closed_is_refused() -> None:
         make_config(rewards={"components": [{"kind": "perplexity"}, {"kind": "length", "gate": "perplexity"}]})
 
 
+def test_an_anchor_is_compared_by_its_raw_scores() -> None:
+    anchor = {"kind": "match", "anchor": True, "normalisation": "group_rank"}
+    with pytest.raises(ValidationError, match="match is the anchor, whose raw scores count"):
+        make_config(rewards={"components": [{"kind": "format"}, {"kind": "length"}, anchor]})
+
+
 def test_a_parameter_is_the_data_sources_own_or_else_the_general_one() -> None:
     length = LengthComponent.model_validate(
         {"l_min": 10, "by_datasource": {"stories": {"l_max": 400}, "sums": {"l_min": 0}}}

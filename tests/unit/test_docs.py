@@ -71,7 +71,6 @@ def scored() -> Scored:
         component_names=list(NAMES),
         raw=pair,
         normalised=pair,
-        raw_anchor=each,
         anchor=each,
         weights=pair,
         probs=pair,

@@ -34,7 +34,6 @@ def scored(rollouts: list[Rollout], spread: list[float], width: int) -> Scored:
     return Scored(
         rollouts=rollouts,
         component_names=["one"],
-        raw_anchor=None,
         anchor=None,
         actions=None,
         hidden=None,
@@ -214,3 +213,31 @@ def test_equal_responses_of_a_group_share_the_first_ones_score() -> None:
     # The same tokens to another prompt are another response.
     rows = [rollout(0, 5, 6), rollout(0, 5), rollout(0, 5, 6), rollout(1, 5, 6), rollout(1, 5), rollout(1, 5)]
     assert first_equals(rows).tolist() == [0, 1, 0, 3, 4, 4]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 1), (0.07, 1), (1.0, 2)])
+def test_the_anchor_scores_a_share_of_the_groups_and_the_others_are_skipped(share: float, expected: int) -> None:
+    maker = FakeMaker({})
+    of = anchored_collector(maker, share)
+    collect(of, 1)
+    assert len(maker.anchored[0]) == expected
+    assert sorted(map(tuple, maker.skipped)) == sorted([()] * expected + [("match",)] * (N - expected))
+
+
+def test_the_anchor_is_asked_about_groups_that_it_knows_alone() -> None:
+    maker = FakeMaker({})
+    of = anchored_collector(maker, 1.0, column="label")
+    collect(of, 1)
+    known = {index for index, row in enumerate(order(of, 1)) if row % 2}
+    assert maker.anchored[0] == known, "odd rows have a label"
+
+
+def anchored_collector(maker: FakeMaker, share: float, column: str | None = None) -> Collector:
+    of = collector(maker)
+    sections = [{"kind": "format"}, {"kind": "length"}, {"kind": "match", "anchor": True, "column": column}]
+    config = of.config.model_dump(exclude_unset=True) | {
+        "rewards": {"components": sections},
+        "conductor": {"credit": "anchor", "anchor_share": share},
+    }
+    labelled = [replace(prompt(row), metadata={"label": "x"} if row % 2 else {}) for row in range(1, 13)]
+    return replace(of, config=MaestroConfig.model_validate(config), loader=PromptLoader(labelled, N, 0, 1))

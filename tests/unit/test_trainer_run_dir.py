@@ -53,7 +53,6 @@ def scored() -> Scored:
         component_names=["one", "two"],
         raw=torch.tensor([[1.0, 2.0], [0.0, -INF], [1.0, NAN], [0.5, 4.0]]),
         normalised=torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, NAN], [0.5, 0.5]]),
-        raw_anchor=None,
         anchor=None,
         weights=torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.25]]),
         probs=torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.6, 0.4], [0.8, 0.2]]),
