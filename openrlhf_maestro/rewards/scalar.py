@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-# How far from 1 the sum of float32 weights on the simplex can be.
-_ROUNDING = 1e-5
+# How far from 1 the sum of weights on the simplex can be, in units of their type's rounding.
+_ROUNDING_UNITS = 16
 
 
 def scalarize(components: Tensor, weights: Tensor) -> Tensor:
@@ -30,12 +30,13 @@ def scalarize(components: Tensor, weights: Tensor) -> Tensor:
     dtype = torch.promote_types(components.dtype, weights.dtype)
     # In float64, and with weights that sum to 1 but for rounding summing to 1: responses whose components are all equal
     # get exactly that reward, however their weights differ, or their group would not be constant.
+    unit = torch.finfo(weights.dtype).eps
     components, weights = components.double(), weights.double()
     present = ~components.isnan()
     used = weights * present
     total, kept = weights.sum(dim=-1), used.sum(dim=-1)
     rounding = (total - 1).detach()
-    total = total - rounding.masked_fill(rounding.abs() > _ROUNDING, 0.0)
+    total = total - rounding.masked_fill(rounding.abs() > _ROUNDING_UNITS * unit, 0.0)
     weighted = (used * components.masked_fill(~present, 0.0)).sum(dim=-1)
     mean = weighted / torch.where(kept > 0, kept, 1.0)
     return torch.where(kept > 0, mean * total, torch.nan).to(dtype)

@@ -108,6 +108,7 @@ def test_refuses_other_shapes_and_integers(values: torch.Tensor) -> None:
         ([NAN, 0.4, 0.3], [1.0, 0.0, 0.0], NAN),  # all the weight on what is missing
         ([0.9, NAN, NAN], [1.0, 0.0, 0.0], 0.9),
         ([1.0, NAN], [2.0, 2.0], 4.0),  # off the simplex the total weight is kept
+        ([1.0, 1.0], [0.5, 0.4999], 0.9999),  # also near it
     ],
 )
 def test_scalarize_by_hand(components: list[float], weights: list[float], expected: float) -> None:
