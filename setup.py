@@ -24,6 +24,7 @@ PLAIN = [
     "pydantic-settings>=2.3",
     "pyyaml>=6.0",
     "rich>=13.7",
+    "sacrebleu>=2.4",
     "safetensors>=0.6.2",
     "scipy>=1.11",
     "statsmodels>=0.14",
@@ -46,9 +47,11 @@ CUDA = [
 ]
 
 DEV = [
+    "duckdb>=1.1",
     "hypothesis>=6.100",
     "import-linter>=2.5",
     "mypy>=1.15",
+    "playwright>=1.49",
     "pytest>=8.2",
     "pytest-timeout>=2.3",
     "ruff>=0.12",
@@ -77,7 +80,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["openrlhf_maestro", "openrlhf_maestro.*"]),
-    package_data={"openrlhf_maestro": ["py.typed"], "openrlhf_maestro.report": ["templates/*.j2"]},
+    package_data={"openrlhf_maestro": ["py.typed"], "openrlhf_maestro.report": ["templates/*.j2", "templates/*.js"]},
     python_requires=">=3.10,<3.13",
     install_requires=PLAIN,
     extras_require={"cuda": CUDA, "dev": DEV},

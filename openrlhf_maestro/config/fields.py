@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import NoneType
-from typing import Annotated, Any, Literal, TypeGuard, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
@@ -20,6 +20,9 @@ class Section(BaseModel):
     """A group of options. Unknown keys are refused; a loaded configuration cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    # On the command line: a short name for the option that a command is mostly called with, as in `--data FILE`.
+    shorthands: ClassVar[dict[str, str]] = {}
 
     @field_validator("*", mode="before")
     @classmethod

@@ -61,6 +61,7 @@ class _Schema:
         self.cls = cls
         self.options = {known.name: known for known in options(cls)}
         self.sections = set(section_names(cls))
+        self.shorthands = cls.shorthands
 
     def nearest(self, name: str) -> str:
         return _nearest(name, [*self.options, *self.sections])
@@ -98,7 +99,8 @@ def _parse_command_line(schema: _Schema, argv: Sequence[str]) -> _CommandLine:
         if not token.startswith("--"):
             problems.append(f"unexpected argument `{token}`: options are written --section.option value.")
             continue
-        name, equals, text = token[2:].partition("=")
+        given, equals, text = token[2:].partition("=")
+        name = schema.shorthands.get(given, given)
         raw: str | None = text if equals else None
         if not equals and tokens and not tokens[0].startswith("--"):
             raw = tokens.pop(0)

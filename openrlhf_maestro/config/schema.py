@@ -11,6 +11,7 @@ from pydantic import model_validator
 from openrlhf_maestro.config.components import ComponentSection, LengthComponent, PerplexityComponent
 from openrlhf_maestro.config.conductor import ConductorSection
 from openrlhf_maestro.config.fields import Section, changed, section
+from openrlhf_maestro.config.logger import LoggerSection
 from openrlhf_maestro.config.objective import AlgoSection, ObjectiveSection
 from openrlhf_maestro.config.sections import (
     ActorSection,
@@ -49,6 +50,7 @@ class MaestroConfig(Section):
     vllm: VllmSection = section(VllmSection)
     ds: DsSection = section(DsSection)
     ckpt: CkptSection = section(CkptSection)
+    logger: LoggerSection = section(LoggerSection)
 
     @property
     def run_dir(self) -> Path:
@@ -238,10 +240,21 @@ class MaestroConfig(Section):
         yield from self._length_problems()
         if self.component_of_kind("rule") and self.data.prompt_dataset != BUNDLED_TASKS:
             yield f"the `rule` component knows the bundled tasks only: set data.prompt_dataset to {BUNDLED_TASKS}."
-        if self.eval.dataset is not None and self.eval.dataset != BUNDLED_TASKS:
-            yield f"eval.dataset: verdicts by rule exist for {BUNDLED_TASKS} only."
+        yield from self._evaluation_problems()
         kl_in_reward = self.uses_reference and self.objective.kl_in == "reward"
         yield from self.conductor.problems(names, self.anchor.label if self.anchor else None, kl_in_reward)
+
+    def _evaluation_problems(self) -> Iterator[str]:
+        if self.eval.dataset is None:
+            return
+        if self.eval.verdict == "rule" and self.eval.dataset != BUNDLED_TASKS:
+            yield (
+                f"eval.dataset: verdicts by rule exist for {BUNDLED_TASKS} only. "
+                "Set eval.verdict to judge or reference, or eval.dataset to null."
+            )
+        if self.data.label_key is None:
+            yield "eval.dataset: a verdict compares with the reference answer: set data.label_key."
+        yield from self.eval.judge.problems(self.eval.verdict, "eval.judge")
 
     def _objective_problems(self) -> Iterator[str]:
         if self.uses_reference and self.algo.kl.estimator == "k1" and self.objective.kl_in == "loss":
@@ -306,9 +319,27 @@ class MaestroConfig(Section):
                 found.append(f"algo.{field} has no effect without algo.dynamic_filtering_enable.")
         if "entropy_mask" in changed(self.objective) and self.objective.top_entropy_quantile == 1.0:
             found.append("objective.entropy_mask has no effect with objective.top_entropy_quantile: 1.0.")
+        found += self._thinking_notes()
+        found += self.eval.notes()
+        if changed(self.ckpt) & {"best_metric_key"} and not (self.eval.dataset and self.eval.steps > 0):
+            found.append("ckpt.best_metric_key has no effect without eval.dataset and eval.steps.")
         if self.reward.model_name_or_path and not self.component_of_kind("preference"):
             found.append("reward.model_name_or_path has no effect without a `preference` component.")
         return found
+
+    def _thinking_notes(self) -> Iterator[str]:
+        if self.data.enable_thinking is None:
+            return
+        if not self.data.apply_chat_template:
+            yield "data.enable_thinking has no effect with data.apply_chat_template: false."
+        elif not self.data.enable_thinking:
+            needing = [part for part in self.rewards.components if part.kind in ("format", "perplexity")]
+            if needing:
+                names = ", ".join(f"`{part.label}`" for part in needing)
+                yield (
+                    "data.enable_thinking: false puts an empty <think></think> into the prompt with Qwen3's chat "
+                    f"template. A response that follows it has no reasoning of its own, and {names} cannot be earned."
+                )
 
 
 def _does_not_divide(what: str, total: int, micro: int, ranks: int, name: str, group: int = 1) -> Iterator[str]:

@@ -13,10 +13,14 @@ from openrlhf_maestro.config.components import (
     check_names_and_gates,
     paper_components,
 )
-from openrlhf_maestro.config.fields import OPENRLHF, PAPER, Section, option, section
+from openrlhf_maestro.config.fields import OPENRLHF, PAPER, Section, changed, option, section
+from openrlhf_maestro.config.verdicts import JudgeVerdictSection, ReferenceVerdictSection, VerdictKind
 
 Device = Literal["auto", "cpu", "cuda"]
 ParamDtype = Literal["auto", "bf16", "fp32"]
+
+# The bundled prompt templates: data/templates/<name>.txt.
+TEMPLATES = ("plain", "reasoning", "direct")
 
 
 class RunSection(Section):
@@ -187,8 +191,14 @@ class DataSection(Section):
         source=OPENRLHF,
     )
     apply_chat_template: bool = option(True, "wrap prompts in the tokenizer's chat template")
+    enable_thinking: bool | None = option(
+        None, "handed to a chat template that knows it, as Qwen3's does; null: the template's own default"
+    )
     input_template: str | None = option(
-        None, "a template with {} for the prompt, used before the chat template", source=OPENRLHF
+        None,
+        "put around the prompt before the chat template: plain, reasoning or direct (docs/data.md), a text with {} for "
+        "the prompt, or the path of a text file with {}",
+        source=OPENRLHF,
     )
     max_len: int = option(2048, "longest prompt + response", unit="tokens", source=OPENRLHF, ge=2)
     max_samples: int = option(100_000_000, "use at most this many rows", unit="rows", source=OPENRLHF, ge=1)
@@ -200,8 +210,11 @@ class DataSection(Section):
     @field_validator("input_template")
     @classmethod
     def _template_has_a_place(cls, value: str | None) -> str | None:
-        if value is not None and "{}" not in value:
-            raise ValueError("has no {} to put the prompt in")
+        is_path = value is not None and any(mark in value for mark in "./\\~")
+        if value is not None and "{}" not in value and value not in TEMPLATES and not is_path:
+            raise ValueError(
+                f"has no {{}} to put the prompt in, and is neither a file nor one of {', '.join(TEMPLATES)}"
+            )
         return value
 
     @model_validator(mode="after")
@@ -228,7 +241,7 @@ class DataSection(Section):
 
 
 class EvalSection(Section):
-    """Held-out accuracy during training, before the first step and after the last."""
+    """Verdicts on held-out prompts during training, before the first step and after the last."""
 
     dataset: str | None = option(None, "rows to evaluate on, like data.prompt_dataset; null: no evaluation")
     split: str = option("test", "split to evaluate on")
@@ -238,6 +251,21 @@ class EvalSection(Section):
     temperature: float = option(0.8, "sampling temperature of the evaluation; 0: greedy", ge=0)
     n_samples_per_prompt: int = option(1, "responses a prompt", unit="responses", ge=1)
     max_samples: int = option(100_000_000, "evaluate on at most this many prompts", unit="prompts", ge=1)
+    verdict: VerdictKind = option(
+        "rule", "who judges: rule: the bundled tasks' checkers; judge: a language model; reference: closeness to the "
+        "reference answer",
+    )  # fmt: skip
+    judge: JudgeVerdictSection = section(JudgeVerdictSection)
+    reference: ReferenceVerdictSection = section(ReferenceVerdictSection)
+
+    def notes(self) -> list[str]:
+        """Options that were set but have no effect, one sentence each."""
+        return [
+            f"eval.{name}.{field} has no effect with eval.verdict: {self.verdict}."
+            for name, part in (("judge", self.judge), ("reference", self.reference))
+            if name != self.verdict
+            for field in sorted(changed(part))
+        ]
 
 
 class RewardsSection(Section):
@@ -295,4 +323,11 @@ class CkptSection(Section):
     """Checkpoints, in run.dir/checkpoints."""
 
     save_steps: int = option(-1, "save every this many steps; -1: never", unit="steps", source=OPENRLHF, ge=-1)
-    max_num: int = option(3, "keep at most this many", source=OPENRLHF, ge=1)
+    max_num: int = option(3, "keep at most this many, and the one of the best evaluation", source=OPENRLHF, ge=1)
+    best_metric_key: str = option(
+        "auto",
+        "with eval.steps the policy of the best evaluation is kept in run.dir/best by this key of metrics.jsonl; auto: "
+        "eval/overall/accuracy, or eval/overall/score where there are scores only; none: not kept",
+        pattern="^(auto|none|eval/.+)$",
+        source=OPENRLHF,
+    )

@@ -24,10 +24,18 @@ class SftModelSection(Section):
 class SftDataSection(Section):
     """Prompts with the responses to imitate."""
 
-    dataset: str = option(..., "JSONL, CSV, parquet, a folder or a hub name; or bundled:tasks")
+    dataset: str = option(..., "JSONL, CSV, parquet, a folder or a hub name; several by commas; or bundled:tasks")
     dataset_split: str = option("train", "split to train on", source=OPENRLHF)
     input_key: str = option("prompt", "column of the prompt")
-    output_key: str = option("response", "column of the response")
+    output_key: str = option("response", "column of the response; `reference` trains on the reference answers")
+    input_template: str | None = option(
+        None, "as data.input_template of `maestro train`: a name, a text with {} or a file with one", source=OPENRLHF
+    )
+    output_template: str | None = option(
+        None,
+        "a text with {} for the response, or a file with one: what the answers of a data set are wrapped in, such as "
+        r"'<think>\n\n</think>\n\n<answer>\n{}\n</answer>' in YAML's double quotes",
+    )
     apply_chat_template: bool = option(True, "wrap prompts in the tokenizer's chat template")
     max_len: int = option(2048, "longest prompt + response", unit="tokens", source=OPENRLHF, ge=2)
     max_samples: int = option(1_000_000, "use at most this many rows", unit="rows", source=OPENRLHF, ge=1)

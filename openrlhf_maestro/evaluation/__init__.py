@@ -1,6 +1,10 @@
-"""Held-out evaluation: verdicts by rule, and accuracy with an honest interval."""
+"""Held-out evaluation: verdicts on responses, and what follows from them.
+
+Importing this loads neither torch nor a client library: the verdicts import what they need when they are made.
+"""
 
 from openrlhf_maestro.evaluation.accuracy import Accuracy, accuracy_by_datasource
-from openrlhf_maestro.evaluation.verdicts import rule_verdicts
+from openrlhf_maestro.evaluation.make import make_verdicts
+from openrlhf_maestro.evaluation.verdicts import Item, Verdict, Verdicts
 
-__all__ = ["Accuracy", "accuracy_by_datasource", "rule_verdicts"]
+__all__ = ["Accuracy", "Item", "Verdict", "Verdicts", "accuracy_by_datasource", "make_verdicts"]

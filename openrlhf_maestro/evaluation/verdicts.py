@@ -1,25 +1,53 @@
-"""Verdicts: is this response right?"""
+"""Verdicts: is this response right, or how good is it?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from openrlhf_maestro.data.tasks import check
+
+@dataclass(frozen=True)
+class Item:
+    """One response to be judged."""
+
+    key: str  # tells it from every other one of the evaluation
+    datasource: str
+    question: str  # the prompt as the data has it: without templates
+    reference: str | None
+    response: str  # the whole text, tags included, without the stop token
 
 
-def rule_verdicts(rows: Sequence[Mapping[str, str]], responses: Sequence[str]) -> list[bool]:
-    """Judge responses to prompts of the bundled tasks by their families' rules.
+@dataclass(frozen=True)
+class Verdict:
+    """What was found. `right`: None where there is no yes or no; `score`: in [0, 1], None where there is none."""
 
-    Args:
-        rows: one a response, with `datasource`, `prompt` (without chat template) and `reference`.
-        responses: whole response texts, tags included.
+    right: bool | None
+    score: float | None
+    votes: tuple[bool | None, ...] = ()  # of a judge; None: a reply that could not be read
+    problem: str | None = None  # why there is neither `right` nor `score`
 
-    Raises:
-        ValueError: the numbers of rows and responses differ, or a row is not of a bundled family.
-    """
-    if len(rows) != len(responses):
-        raise ValueError(f"{len(rows)} rows but {len(responses)} responses")
-    return [
-        check(row["datasource"], row["prompt"], row["reference"], response)
-        for row, response in zip(rows, responses, strict=True)
-    ]
+
+class Verdicts(Protocol):
+    """Judges responses."""
+
+    def __call__(self, items: Sequence[Item]) -> list[Verdict]:
+        """One verdict an item, in their order."""
+
+
+@dataclass
+class VoteCounts:
+    """How far a judge is, in replies: one a vote, two where it compares in both orders."""
+
+    total: int
+    reused: int = 0  # were on disk already
+    asked: int = 0  # answered now
+    unreadable: int = 0  # of the reused and the asked
+    missing: int = 0  # the endpoint gave none, see `judge.retry_s`
+
+    @property
+    def done(self) -> int:
+        return self.reused + self.asked + self.missing
+
+
+Watch = Callable[[VoteCounts], None]

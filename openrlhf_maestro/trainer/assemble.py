@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -10,8 +10,8 @@ from openrlhf_maestro.conductor import ConductorSettings, Orchestrator, make_orc
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import PromptLoader, PromptSet
 from openrlhf_maestro.errors import ConfigError
-from openrlhf_maestro.rewards import Component
 from openrlhf_maestro.rollout.sampler import Sampler
+from openrlhf_maestro.trainer.best import BestModel
 from openrlhf_maestro.trainer.checkpoint import load_checkpoint
 from openrlhf_maestro.trainer.collector import Collector
 from openrlhf_maestro.trainer.controller import LOGPROB_DIFF_LIMITS, Controller
@@ -19,7 +19,6 @@ from openrlhf_maestro.trainer.diagnostics import collapse_watch
 from openrlhf_maestro.trainer.evaluation import Evaluator
 from openrlhf_maestro.trainer.experience import ExperienceMaker
 from openrlhf_maestro.trainer.measure import ModelCalls
-from openrlhf_maestro.trainer.resume import Checkpoint
 from openrlhf_maestro.trainer.run_dir import RunDir
 from openrlhf_maestro.trainer.scoring import BackgroundScoring
 from openrlhf_maestro.trainer.sync import WeightSync
@@ -27,19 +26,21 @@ from openrlhf_maestro.trainer.workers import Workers
 from openrlhf_maestro.upstream.device import param_dtype
 from openrlhf_maestro.upstream.options import openrlhf_arguments
 
+if TYPE_CHECKING:
+    from openrlhf_maestro.trainer.run import Inputs
+
 
 def assemble(
     config: MaestroConfig,
     device: str,
-    run_dir: RunDir,
+    inputs: Inputs,
     loader: PromptLoader,
     held_out: PromptSet | None,
     workers: Workers,
     tokenizer: Any,
-    components: list[Component],
-    checkpoint: Checkpoint | None,
 ) -> Controller:
     """A controller that is ready for its first step, at the checkpoint's state where there is one."""
+    run_dir, components, checkpoint = inputs.run_dir, inputs.components, inputs.checkpoint
     orchestrator = _orchestrator(config, workers)
     sync = WeightSync(config, device, workers)
     if checkpoint is not None:
@@ -62,7 +63,7 @@ def assemble(
     limit = config.run.max_logprob_diff or LOGPROB_DIFF_LIMITS[param_dtype(config.ds.param_dtype, device)]
     evaluator = None
     if held_out is not None:
-        evaluator = Evaluator(config.eval, held_out, sampler, tokenizer, run_dir)
+        evaluator = Evaluator(config.eval, held_out, sampler, tokenizer, run_dir, inputs.verdicts)
     return Controller(
         config=config,
         run_dir=run_dir,
@@ -73,7 +74,16 @@ def assemble(
         evaluator=evaluator,
         logprob_diff_limit=limit,
         watch=collapse_watch(config),
+        best=_best(config, run_dir),
+        loggers=inputs.loggers,
     )
+
+
+def _best(config: MaestroConfig, run_dir: RunDir) -> BestModel | None:
+    """Where there are several evaluations to choose from."""
+    evaluated = config.eval.dataset is not None and config.eval.steps > 0
+    wanted = config.ckpt.best_metric_key != "none"
+    return BestModel(run_dir, config.ckpt.best_metric_key) if evaluated and wanted else None
 
 
 def _orchestrator(config: MaestroConfig, workers: Workers) -> Orchestrator:

@@ -76,6 +76,27 @@ def make_models(config: MaestroConfig) -> MaestroConfig:
     )
 
 
+def bundled_policy(name: str, assets_dir: str) -> str:
+    """The folder of a bundled policy, or of the base of one, made where it is missing; any other name as it is.
+
+    Raises:
+        ConfigError: there is no such bundled model.
+        RunError: it could not be made; the message names the log.
+    """
+    if not name.startswith(BUNDLED):
+        return name
+    key = name.removeprefix(BUNDLED)
+    if key in POLICY_BASES.values():
+        return str(ensure_asset(key, assets_dir))
+    if key not in POLICY_BASES:
+        names = ", ".join(BUNDLED + known for known in (*POLICY_BASES, *POLICY_BASES.values()))
+        raise ConfigError(f"{name} is not a bundled policy. There are {names}.")
+    target = _bundled_path(name, assets_dir)
+    if not target.is_dir():
+        _cold_start(POLICY_BASES[key], target, assets_dir)
+    return str(target)
+
+
 def _bundled_path(name: str, assets_dir: str) -> Path:
     key = name.removeprefix(BUNDLED)
     if key in POLICY_BASES:
@@ -92,12 +113,7 @@ def _policy_folder(config: MaestroConfig) -> str:
     name = config.actor.model_name_or_path
     if config.actor.random_init is not None:
         return _random_model(name, config.actor.random_init, config.train.seed, config.run.assets_dir)
-    if not name.startswith(BUNDLED):
-        return name
-    target = _bundled_path(name, config.run.assets_dir)
-    if not target.is_dir():
-        _cold_start(POLICY_BASES[name.removeprefix(BUNDLED)], target, config.run.assets_dir)
-    return str(target)
+    return bundled_policy(name, config.run.assets_dir)
 
 
 def _cold_start(base: str, target: Path, assets_dir: str) -> None:

@@ -19,11 +19,17 @@ ORCHESTRATOR = "orchestrator.pt"
 
 
 def save_checkpoint(
-    config: MaestroConfig, run_dir: RunDir, workers: Workers, orchestrator: Orchestrator, step: int, drawn: int
+    config: MaestroConfig,
+    run_dir: RunDir,
+    workers: Workers,
+    orchestrator: Orchestrator,
+    step: int,
+    drawn: int,
+    best: int | None,
 ) -> None:
     """Write checkpoints/global_step_<step> and remove the oldest beyond ckpt.max_num.
 
-    `drawn`: batches of prompts used so far.
+    `drawn`: batches of prompts used so far. `best`: the step of the best evaluation, whose checkpoint stays.
     """
     final = run_dir.checkpoints / f"{PREFIX}{step}"
     partial = run_dir.checkpoints / f".{final.name}.partial"
@@ -39,7 +45,8 @@ def save_checkpoint(
         shutil.rmtree(final)
     os.rename(partial, final)
     for old in saved_steps(run_dir.checkpoints)[: -config.ckpt.max_num]:
-        shutil.rmtree(run_dir.checkpoints / f"{PREFIX}{old}")
+        if old != best:
+            shutil.rmtree(run_dir.checkpoints / f"{PREFIX}{old}")
 
 
 def load_checkpoint(checkpoint: Checkpoint, workers: Workers, orchestrator: Orchestrator) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from openrlhf_maestro.evaluation import Accuracy
+from openrlhf_maestro.evaluation.tables import Summary, SummaryRow, score_text
 
 CONSOLE = Console(highlight=False)
 
@@ -63,18 +63,20 @@ def step_line(step: int, total: int, metrics: Mapping[str, Any], component_names
     )
 
 
-def accuracy_table(before: Mapping[str, Accuracy], after: Mapping[str, Accuracy]) -> Table:
-    """Held-out accuracy by data source, with 95 % intervals."""
-    table = Table(title="held-out accuracy (95 % interval)", title_justify="left")
+def held_out_table(before: Summary, after: Summary) -> Table:
+    """Accuracy, or where there is none the mean score, by data set, with intervals."""
+    what = "accuracy" if before.overall.share is not None else "score"
+    table = Table(title=f"held-out {what} ({100 * before.confidence:.0f} % interval)", title_justify="left")
     for name in ("data source", "before", "after"):
         table.add_column(name, justify="left" if name == "data source" else "right")
-    for source in before:
-        table.add_row(
-            source, _share(before[source]), _share(after[source]), style="bold" if source == "overall" else None
-        )
+    for first, last in zip((*before.datasources, before.overall), (*after.datasources, after.overall), strict=True):
+        style = "bold" if first is before.overall else None
+        table.add_row(first.name, _cell(first), _cell(last), style=style)
     return table
 
 
-def _share(accuracy: Accuracy) -> str:
-    low, high = accuracy.interval()
-    return f"{accuracy.right}/{accuracy.total} = {accuracy.share:.1%} ({100 * low:.0f}-{100 * high:.0f})"
+def _cell(row: SummaryRow) -> str:
+    share = row.share
+    if share is None or share.low is None or share.high is None:
+        return score_text(row.score)
+    return f"{row.right}/{row.n} = {share.value:.1%} ({100 * share.low:.0f}-{100 * share.high:.0f})"

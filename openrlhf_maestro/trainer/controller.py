@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,13 +13,15 @@ import ray
 from openrlhf_maestro.conductor import LearnedOrchestrator, Observation, Orchestrator
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.errors import RunError
-from openrlhf_maestro.evaluation import Accuracy
+from openrlhf_maestro.evaluation.tables import Summary
 from openrlhf_maestro.trainer.batch import Scored
+from openrlhf_maestro.trainer.best import BestModel
 from openrlhf_maestro.trainer.checkpoint import save_checkpoint
 from openrlhf_maestro.trainer.collector import Collector
 from openrlhf_maestro.trainer.console import CONSOLE, TrainingConsole
 from openrlhf_maestro.trainer.diagnostics import CollapseWatch
 from openrlhf_maestro.trainer.evaluation import Evaluator, evaluation_metrics
+from openrlhf_maestro.trainer.loggers import Loggers
 from openrlhf_maestro.trainer.metrics import Stopwatch, step_metrics
 from openrlhf_maestro.trainer.resume import saved_steps
 from openrlhf_maestro.trainer.run_dir import RunDir
@@ -27,8 +30,6 @@ from openrlhf_maestro.trainer.workers import Workers
 
 # Mean |log p_vllm - log p_trainer| at which a run stops. fp32: 4e-7 was measured; bf16 rounds each by about 1e-2.
 LOGPROB_DIFF_LIMITS = {"fp32": 1e-3, "bf16": 5e-2}
-
-Accuracies = dict[str, Accuracy]
 
 
 @dataclass
@@ -44,9 +45,11 @@ class Controller:
     evaluator: Evaluator | None
     logprob_diff_limit: float
     watch: CollapseWatch | None  # where the weights are learned
+    best: BestModel | None  # where it is evaluated between steps
+    loggers: Loggers
 
-    def train(self, start: int, total: int) -> tuple[Accuracies | None, Accuracies | None]:
-        """Steps `start` + 1 to `total`. Returns held-out accuracy before and after, where there is an evaluation."""
+    def train(self, start: int, total: int) -> tuple[Summary | None, Summary | None]:
+        """Steps `start` + 1 to `total`. Returns the held-out verdicts before and after, if there are any."""
         before = self._evaluate_between_steps(0) if start == 0 else None
         after = before
         with TrainingConsole(total, start) as console:
@@ -72,6 +75,7 @@ class Controller:
                     console.phase("evaluating")
                     after = self._evaluate(step)
                     metrics |= evaluation_metrics(after) if after else {}
+                    self.keep_best(step, metrics)
                 self.record(step, scored, metrics)
                 if self.is_due(step, self.config.ckpt.save_steps):
                     console.phase("saving")
@@ -127,7 +131,7 @@ class Controller:
         if not isinstance(self.orchestrator, LearnedOrchestrator):
             return {}
         if meta is not None:
-            self.save_conductor()
+            self.save_conductor(self.run_dir.conductor)
         values = meta or {}
         return {
             "conductor/updates": self.orchestrator.updates,
@@ -136,11 +140,11 @@ class Controller:
             "conductor/meta_reward": values.get("meta_reward", math.nan),
         }
 
-    def save_conductor(self) -> None:
-        """The latest Conductor, where there is one, in the layout of huggingface_hub's model mixin."""
+    def save_conductor(self, folder: Path) -> None:
+        """The Conductor, where there is one, in the layout of huggingface_hub's model mixin."""
         if isinstance(self.orchestrator, LearnedOrchestrator):
             conductor: Any = self.orchestrator.conductor  # huggingface_hub's mixin is not typed
-            conductor.save_pretrained(self.run_dir.conductor)
+            conductor.save_pretrained(folder)
 
     def sync_weights(self, step: int) -> None:
         """Policy to vLLM after every step, into the reference every `objective.ref_sync_steps`."""
@@ -159,23 +163,39 @@ class Controller:
 
     def save_checkpoint(self, step: int) -> None:
         drawn = self.collector.drawn
-        save_checkpoint(self.config, self.run_dir, self.workers, self.orchestrator, step, drawn)
+        best = self.best.step if self.best is not None else None
+        save_checkpoint(self.config, self.run_dir, self.workers, self.orchestrator, step, drawn, best)
+
+    def keep_best(self, step: int, metrics: dict[str, float]) -> None:
+        """The policy and the Conductor of the best evaluation so far, in run.dir/best."""
+        if self.best is not None and self.best.update(step, metrics, self.export):
+            CONSOLE.print(f"step {step}: the best evaluation so far, kept in {self.run_dir.best}/", soft_wrap=True)
+
+    def export(self, folder: Path) -> None:
+        """Policy and Conductor as they are now, in Hugging Face layout."""
+        ray.get(self.workers.policy.async_run_method("export", folder.resolve() / "model"))
+        self.save_conductor(folder / "conductor")
 
     def record(self, step: int, scored: Scored, metrics: dict[str, float]) -> None:
         self.run_dir.write_rollouts(step, scored)
-        self.run_dir.append_metrics({"step": step} | metrics)
+        self.log(step, metrics)
 
-    def _evaluate_between_steps(self, step: int) -> Accuracies | None:
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """A line of metrics.jsonl, and the same to the loggers."""
+        self.run_dir.append_metrics({"step": step} | metrics)
+        self.loggers.log(step, metrics)
+
+    def _evaluate_between_steps(self, step: int) -> Summary | None:
         """With a line of its own in metrics.jsonl."""
-        accuracies = self._evaluate(step)
-        if accuracies:
-            self.run_dir.append_metrics({"step": step} | evaluation_metrics(accuracies))
-        return accuracies
+        summary = self._evaluate(step)
+        if summary is not None:
+            self.log(step, evaluation_metrics(summary))
+        return summary
 
     @staticmethod
     def is_due(step: int, every: int, last: int | None = None) -> bool:
         """Whether something that happens every so many steps (-1: never) happens now, or at the last step."""
         return step == last or (every > 0 and step % every == 0)
 
-    def _evaluate(self, step: int) -> Accuracies | None:
+    def _evaluate(self, step: int) -> Summary | None:
         return self.evaluator.evaluate(step) if self.evaluator is not None else None

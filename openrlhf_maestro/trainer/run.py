@@ -16,12 +16,15 @@ from tenacity import retry, retry_if_exception_message, stop_after_attempt
 from openrlhf_maestro.conductor import Conductor
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.data.prompts import PromptLoader, PromptSet, fit_prompts, load_prompts
+from openrlhf_maestro.data.rendering import prompt_renderer
 from openrlhf_maestro.errors import ConfigError, MaestroError, RunError
+from openrlhf_maestro.evaluation import Verdicts, make_verdicts
 from openrlhf_maestro.launch import ray_settings, worker_environment
 from openrlhf_maestro.rewards import Component, Context, make_components
 from openrlhf_maestro.trainer.bundled import bundled_dataset, make_models, missing_models
 from openrlhf_maestro.trainer.cleanup import shared_memory_in_use
-from openrlhf_maestro.trainer.console import CONSOLE, accuracy_table
+from openrlhf_maestro.trainer.console import CONSOLE, held_out_table
+from openrlhf_maestro.trainer.loggers import Loggers, make_loggers
 from openrlhf_maestro.trainer.resume import Checkpoint, find_checkpoint
 from openrlhf_maestro.trainer.run_dir import RunDir
 from openrlhf_maestro.upstream.device import check_device_options, choose_device
@@ -38,6 +41,18 @@ class Data:
     held_out: PromptSet | None
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is made of besides its models; all of it checked before one is loaded."""
+
+    run_dir: RunDir
+    data: Data
+    components: list[Component]
+    verdicts: Verdicts
+    checkpoint: Checkpoint | None
+    loggers: Loggers
+
+
 def train(config: MaestroConfig) -> Path:
     """Train, and return the path of the run's page.
 
@@ -52,6 +67,7 @@ def train(config: MaestroConfig) -> Path:
     run_dir = RunDir(config.run_dir)
     context = Context(config.rollout.max_new_tokens, run_dir.path)
     components = make_components(config.rewards.components, context, config.rewards.normalisation)
+    verdicts = make_verdicts(config.eval.verdict, config.eval.judge, config.eval.reference, run_dir.evaluations)
     resolved = _make_models(config)
     checkpoint = find_checkpoint(resolved, run_dir.checkpoints)
     if checkpoint is None:
@@ -62,7 +78,11 @@ def train(config: MaestroConfig) -> Path:
     if moved is not None:
         CONSOLE.print(f"an earlier run of this name was moved to {moved}/", soft_wrap=True)
     try:
-        return _train(resolved, device, data, components, run_dir, checkpoint)
+        loggers = make_loggers(config, run_dir.path, checkpoint.step if checkpoint is not None else 0)
+        try:
+            return _train(resolved, device, Inputs(run_dir, data, components, verdicts, checkpoint, loggers))
+        finally:
+            loggers.close()
     except (MaestroError, KeyboardInterrupt) as error:
         if error.__cause__ is not None:  # a function of the user's, a server
             (run_dir.logs / "controller.log").write_text(traceback.format_exc())
@@ -125,7 +145,7 @@ def check_data(config: MaestroConfig) -> Data:
         dataset=bundled_dataset(config.eval.dataset, config.eval.split, config.run.assets_dir),
         split=config.eval.split,
         needs_reference=True,
-        needing="the verdict by rule",
+        needing=f"a verdict by {config.eval.verdict}",
         max_samples=config.eval.max_samples,
         render=None,
         max_prompt_tokens=config.max_prompt_tokens,
@@ -170,19 +190,13 @@ def _loader(prompts: PromptSet, config: MaestroConfig) -> PromptLoader:
     return PromptLoader(prompts, config.rollout.batch_size, train.seed, train.num_episodes, config.data.probs)
 
 
-def _train(
-    config: MaestroConfig,
-    device: str,
-    data: Data,
-    components: list[Component],
-    run_dir: RunDir,
-    checkpoint: Checkpoint | None,
-) -> Path:
+def _train(config: MaestroConfig, device: str, inputs: Inputs) -> Path:
+    run_dir = inputs.run_dir
     with CONSOLE.status("starting Ray, vLLM and DeepSpeed") as status:
         start_s = time.monotonic()
         cluster = _Cluster(config, device)
         try:
-            controller, start, total = cluster.build(data, components, run_dir, checkpoint)
+            controller, start, total = cluster.build(inputs)
             status.stop()
             CONSOLE.print(
                 f"ready after {time.monotonic() - start_s:.0f} s; run directory {run_dir.path}/", soft_wrap=True
@@ -195,7 +209,7 @@ def _train(
 
     page = write_report(run_dir.path)
     if before is not None and after is not None:
-        CONSOLE.print(accuracy_table(before, after))
+        CONSOLE.print(held_out_table(before, after))
     CONSOLE.print(f"model  {run_dir.model}/\npage   {page}", soft_wrap=True)
     return page
 
@@ -217,9 +231,7 @@ class _Cluster:
             _start_ray(ray_settings(config, self.device))
             importing.result()
 
-    def build(
-        self, data: Data, components: list[Component], run_dir: RunDir, checkpoint: Checkpoint | None
-    ) -> tuple[Any, int, int]:
+    def build(self, inputs: Inputs) -> tuple[Any, int, int]:
         """Start the actors. Returns the controller, the steps done before and the steps in all."""
         from transformers import AutoTokenizer
 
@@ -230,17 +242,16 @@ class _Cluster:
         tokenizer = AutoTokenizer.from_pretrained(config.actor.model_name_or_path)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        prompts = _tokenised(data.train, config, tokenizer)
+        prompts = _tokenised(inputs.data.train, config, tokenizer)
         loader = _loader(prompts, config)
         total = len(loader) if config.run.max_steps < 0 else min(config.run.max_steps, len(loader))
-        start = checkpoint.step if checkpoint is not None else 0
+        start = inputs.checkpoint.step if inputs.checkpoint is not None else 0
         updates_a_step = config.responses_per_step // config.train.batch_size * config.train.max_epochs
         workers = start_workers(config, self.device, total * updates_a_step)
         self.engines = workers.engines
-        held_out = _tokenised(data.held_out, config, tokenizer) if data.held_out is not None else None
-        controller = assemble(
-            config, self.device, run_dir, loader, held_out, workers, tokenizer, components, checkpoint
-        )
+        unseen = inputs.data.held_out
+        held_out = _tokenised(unseen, config, tokenizer) if unseen is not None else None
+        controller = assemble(config, self.device, inputs, loader, held_out, workers, tokenizer)
         self.scoring = controller.collector.maker.scoring
         self.sync = controller.sync
         return controller, start, total
@@ -250,7 +261,7 @@ class _Cluster:
         import ray
 
         ray.get(controller.workers.policy.async_save_model())
-        controller.save_conductor()
+        controller.save_conductor(controller.run_dir.conductor)
 
     def stop(self) -> None:
         """Leave no process and no file in shared memory behind."""
@@ -289,19 +300,7 @@ def _import_heavy_modules() -> None:
 
 
 def _tokenised(prompts: PromptSet, config: MaestroConfig, tokenizer: Any) -> PromptSet:
-    def render(prompt: Any) -> list[int]:
-        if isinstance(prompt, str):
-            text = prompt
-        else:
-            text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        token_ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return token_ids
-
-    if config.data.apply_chat_template and tokenizer.chat_template is None:
-        raise ConfigError(
-            f"{config.actor.model_name_or_path}: its tokenizer has no chat template. "
-            "Set data.apply_chat_template: false, and data.input_template for a template of your own."
-        )
+    render = prompt_renderer(tokenizer, config.data)
     fitted = fit_prompts(prompts, config.data, render=render, max_prompt_tokens=config.max_prompt_tokens)
     for reason, count in fitted.dropped.items():
         CONSOLE.print(f"{count} of {len(prompts) + sum(prompts.dropped.values())} rows left out: {reason}")

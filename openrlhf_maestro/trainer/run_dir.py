@@ -33,6 +33,7 @@ class RunDir:
         self.conductor = path / "conductor"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.best = path / "best"
         self.logs = path / "logs"
 
     def start(self, config: MaestroConfig, continues_at: int | None) -> Path | None:

@@ -135,6 +135,10 @@ class PolicyWorker(plain_class(ppo_actor.PolicyModelActor)):  # type: ignore[mis
         """This rank's part of the policy, optimiser and schedule, by DeepSpeed."""
         self.actor.model.save_checkpoint(str(folder), tag="policy", save_latest=False)
 
+    def export(self, folder: Path) -> None:
+        """The policy and its tokenizer in Hugging Face layout; rank 0 writes."""
+        self.strategy.save_model(self.actor, self.tokenizer, str(folder))
+
     def load_state(self, folder: Path) -> None:
         """Raises RuntimeError where DeepSpeed finds no checkpoint."""
         loaded, _ = self.actor.model.load_checkpoint(str(folder), tag="policy")

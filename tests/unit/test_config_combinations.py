@@ -184,3 +184,33 @@ def test_of_the_two_sizes_of_a_micro_batch_one_counts() -> None:
     # Then only the responses themselves divide over the ranks: 90 over 3, whatever 7 is.
     six = {"actor": {"model_name_or_path": "policy", "num_gpus_per_node": 3}}
     make_config(**six, train={"dynamic_batch_enable": True, "micro_batch_size": 7})
+
+
+def test_a_verdict_needs_what_it_is_made_of() -> None:
+    def problem(**evaluation: Any) -> str:
+        with pytest.raises(ValidationError) as caught:
+            make_config(eval={"dataset": "rows.jsonl"} | evaluation)
+        return str(caught.value)
+
+    assert "verdicts by rule exist for bundled:tasks only" in problem()
+    assert "set eval.judge.model" in problem(verdict="judge")
+    assert "even number has no majority" in problem(verdict="judge", judge={"model": "m", "votes": 2})
+    make_config(eval={"dataset": "rows.jsonl", "verdict": "reference"})
+    make_config(eval={"dataset": "rows.jsonl", "verdict": "judge", "judge": {"model": "m"}})
+    make_config(eval={"dataset": "bundled:tasks"})
+
+
+def test_options_of_another_verdict_have_no_effect() -> None:
+    config = make_config(eval={"dataset": "bundled:tasks", "judge": {"votes": 5}, "reference": {"metric": "chrf"}})
+    assert config.notes() == [
+        "eval.judge.votes has no effect with eval.verdict: rule.",
+        "eval.reference.metric has no effect with eval.verdict: rule.",
+    ]
+
+
+def test_the_best_metric_needs_evaluations_to_choose_from() -> None:
+    best = {"best_metric_key": "eval/creative/accuracy"}
+    assert make_config(ckpt=best, eval={"dataset": "bundled:tasks", "steps": 2}).notes() == []
+    assert make_config(ckpt=best, eval={"dataset": "bundled:tasks"}).notes() == [
+        "ckpt.best_metric_key has no effect without eval.dataset and eval.steps."
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -88,6 +89,28 @@ def test_lists_mappings_and_null_are_yaml() -> None:
 @pytest.mark.parametrize("text", ["123", "true", "{}", "[a", "a: b", "", "no", "-1", "--x", "*", "a=b"])
 def test_text_options_take_their_value_as_it_stands(text: str) -> None:
     assert load(f"--data.prompt_split={text}").data.prompt_split == text
+
+
+class Short(Section):
+    """A configuration with a short name."""
+
+    shorthands: ClassVar[dict[str, str]] = {"model": "actor.name"}
+
+    class Actor(Section):
+        """The model."""
+
+        name: str = option(..., "its name")
+
+    actor: Actor
+
+
+@pytest.mark.parametrize("argv", [("--model", "m"), ("--model=m",), ("--actor.name", "m")])
+def test_a_short_name_stands_for_its_option(argv: tuple[str, ...]) -> None:
+    assert load_config(Short, argv).actor.name == "m"
+
+
+def test_a_short_name_is_of_the_command_line_only(tmp_path: Path) -> None:
+    assert "`model`" in message_of("--config", write(tmp_path, "model: m\n"), base=[], cls=Short)
 
 
 def test_a_negative_number_is_a_value() -> None:

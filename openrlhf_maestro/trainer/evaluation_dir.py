@@ -1,0 +1,223 @@
+"""The folder of an evaluation: what decides its responses, which of them are there, and what was found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openrlhf_maestro.config.evaluate import EvaluateConfig
+from openrlhf_maestro.config.load import to_yaml
+from openrlhf_maestro.data.prompts import Prompt
+from openrlhf_maestro.errors import ConfigError, DataError
+from openrlhf_maestro.evaluation.log import Row, read_rows, write_rows
+from openrlhf_maestro.trainer.run_dir import write_atomically
+
+RESPONSES = "responses.jsonl"
+MADE_BY = "made_by.json"
+VLLM_LOG = "vllm.log"
+
+# What decides a response, beside its prompt, which is compared itself. More samples or rows may be added later.
+_DECIDING = {
+    "model": ("name_or_path",),
+    "data": (
+        "dataset", "split", "input_key", "apply_chat_template", "enable_thinking", "input_template", "truncate_prompts",
+    ),
+    "generation": ("temperature", "top_p", "max_new_tokens", "seed"),
+    "vllm": ("param_dtype",),
+}  # fmt: skip
+
+_WEIGHTS = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One response that the evaluation is to have."""
+
+    prompt: Prompt
+    rendered: str  # the prompt as the model reads it
+    sample: int
+    cluster: str | None
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.prompt.id}#{self.sample}"
+
+    def row(self, text: str, *, truncated: bool, tokens: int) -> Row:
+        """Its row in responses.jsonl."""
+        prompt = self.prompt
+        return {
+            "key": self.key,
+            "id": prompt.id,
+            "sample": self.sample,
+            "datasource": prompt.datasource,
+            "cluster": self.cluster,
+            "question": prompt.question,
+            "prompt": self.rendered,
+            "reference": prompt.reference,
+            "response": text,
+            "truncated": truncated,
+            "response_tokens": tokens,
+            "seed": self.seed,
+        }
+
+
+class EvaluationDir:
+    """The files of an evaluation; docs/evaluation.md says what each holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.responses = path / RESPONSES
+        self.log = path / VLLM_LOG
+
+    def start(self, config: EvaluateConfig, model: str, device: str) -> Path | None:
+        """Make the folder ready; returns where an earlier evaluation was moved, if one was.
+
+        Args:
+            config: as it was given.
+            model: folder or name of the model, bundled names resolved.
+            device: "cpu" or "cuda".
+
+        Raises:
+            ConfigError: what is there was made by other options, or the folder cannot be made.
+        """
+        moved = None
+        made_by = deciding_options(config, model, device)
+        known = self.path / MADE_BY
+        if known.exists() and config.run.resume == "never":
+            moved = self._move_aside(known)
+        elif known.exists():
+            self._check_same(json.loads(known.read_text(encoding="utf-8")), made_by)
+        elif self.responses.exists():
+            raise ConfigError(
+                f"output_dir: {self.responses} is there, but not {MADE_BY}, which says how it was made. Use another "
+                "folder."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(known, json.dumps(made_by, indent=1, ensure_ascii=False) + "\n")
+            write_atomically(self.path / "config.yaml", to_yaml(config))
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir: {self.path} cannot be written: {error.strerror}. Name another folder."
+            ) from error
+        return moved
+
+    def _move_aside(self, known: Path) -> Path:
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(known.stat().st_mtime))
+        moved = self.path.with_name(f"{self.path.name}.{stamp}")
+        self.path.rename(moved)
+        return moved
+
+    def _check_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        for name in dict.fromkeys((*before, *now)):
+            if before.get(name) != now.get(name):
+                raise ConfigError(
+                    f"{self.path} holds an evaluation with {name} {before.get(name)}, and now it is {now.get(name)}. "
+                    "Give this one another output_dir or run.name, or begin anew with --run.resume never."
+                )
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """summary.json."""
+        write_atomically(
+            self.path / "summary.json", json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+
+    def order_responses(self, wanted: Sequence[Wanted], found: Mapping[str, Row]) -> list[Row]:
+        """Bring responses.jsonl into the order of the data; returns the wanted ones, with what the data says now.
+
+        Responses that are not wanted this time (fewer rows, fewer samples) stay at the end.
+        """
+        rows = [
+            one.row(
+                found[one.key]["response"],
+                truncated=found[one.key]["truncated"],
+                tokens=found[one.key]["response_tokens"],
+            )
+            for one in wanted
+        ]
+        keys = {row["key"] for row in rows}
+        write_rows(self.responses, [*rows, *(row for key, row in found.items() if key not in keys)])
+        return rows
+
+
+def check_responses(rows: Sequence[Row], wanted: Sequence[Wanted], path: Path) -> dict[str, Row]:
+    """The responses that are there, by key.
+
+    Raises:
+        DataError: a row lacks something, or was made for another prompt.
+    """
+    found = {}
+    for number, row in enumerate(rows, 1):
+        missing = {"key", "prompt", "seed", "response", "truncated", "response_tokens"} - set(row)
+        if missing:
+            raise DataError(f"{path}, line {number} is not a response: it has no `{min(missing)}`.")
+        found[row["key"]] = row
+    for one in wanted:
+        row = found.get(one.key, {})
+        if row and (row["prompt"], row["seed"]) != (one.rendered, one.seed):
+            raise DataError(
+                f"{path}: the response {one.key} was made for another prompt than row {one.prompt.row} of "
+                f"{one.prompt.source} gives now: the data, a template or the tokenizer has changed. Give this "
+                "evaluation another output_dir, or begin anew with --run.resume never."
+            )
+    return found
+
+
+def other_responses(folder: Path, wanted: Sequence[Prompt], samples: int) -> dict[str, str]:
+    """The responses of another evaluation, by key, checked for being to the same questions.
+
+    Raises:
+        DataError: it lacks one, or one is to another question.
+    """
+    if not (folder / RESPONSES).is_file():
+        raise DataError(f"verdict.against: {folder} is not the folder of an evaluation (it has no {RESPONSES}).")
+    rows = {row.get("key"): row for row in read_rows(folder / RESPONSES)}
+    for prompt in wanted:
+        for sample in range(samples):
+            row = rows.get(f"{prompt.id}#{sample}")
+            if row is None:
+                raise DataError(
+                    f"verdict.against: {folder} has no response {prompt.id}#{sample}. Evaluate the other model on the "
+                    "same rows, with as many samples."
+                )
+            if row.get("question") != prompt.question:
+                raise DataError(
+                    f"verdict.against: the response {prompt.id}#{sample} in {folder} is to another question than row "
+                    f"{prompt.row} of {prompt.source} asks. Evaluate the other model on the same data."
+                )
+    return {str(key): str(row["response"]) for key, row in rows.items()}
+
+
+def deciding_options(config: EvaluateConfig, model: str, device: str) -> dict[str, Any]:
+    """Everything that decides what a response is, by the name of the option."""
+    values = {
+        f"{name}.{field}": getattr(getattr(config, name), field)
+        for name, fields in _DECIDING.items()
+        for field in fields
+    }
+    return values | {"run.device": device, "the model's files": files_digest(Path(model).expanduser())}
+
+
+def files_digest(folder: Path) -> str | None:
+    """Of the model's files, so that one that was trained anew is told from the old one; None where it is no folder.
+
+    Names, sizes and 64 blocks over the length of each file, because reading 100 GB would take minutes.
+    """
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
+        size = file.stat().st_size
+        digest.update(f"{file.name}|{size}|".encode())
+        with file.open("rb") as stream:
+            for index in range(_SAMPLES):
+                stream.seek(size * index // _SAMPLES)
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,80 @@
+"""The end of an evaluation: summary.json, and the same for the eye."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from openrlhf_maestro.config.evaluate import EvaluateConfig
+from openrlhf_maestro.evaluation import Verdicts
+from openrlhf_maestro.evaluation.pairwise import PairwiseVerdicts
+from openrlhf_maestro.evaluation.results import Result
+from openrlhf_maestro.evaluation.tables import Summary, percent, summarise, table
+from openrlhf_maestro.evaluation.verdicts import VoteCounts
+from openrlhf_maestro.trainer.console import CONSOLE
+from openrlhf_maestro.trainer.evaluation_dir import EvaluationDir
+
+
+def conclude(config: EvaluateConfig, folder: EvaluationDir, results: Sequence[Result], verdicts: Verdicts) -> None:
+    """Writes summary.json and prints the same."""
+    summary = summarise(results, pairwise=config.kind == "pairwise")
+    about: dict[str, Any] = {
+        "name": config.run.name,
+        "model": config.model.name_or_path,
+        "data": config.data.dataset,
+        "verdict": _verdict_settings(config),
+    }
+    counts = getattr(verdicts, "counts", None)
+    if isinstance(counts, VoteCounts):
+        about["replies"] = {"total": counts.total, "unreadable": counts.unreadable, "missing": counts.missing}
+    if isinstance(verdicts, PairwiseVerdicts):
+        bias = verdicts.bias
+        about["position_bias"] = {
+            "votes": bias.pairs,
+            "inconsistent_share": bias.inconsistent_share,
+            "first_share": bias.first_share,
+        }
+    folder.write_summary(about | summary.to_json())
+    _print(config, summary, counts, verdicts, results)
+    CONSOLE.print(f"results.jsonl, summary.json and responses.jsonl are in {folder.path}/", soft_wrap=True)
+
+
+def _verdict_settings(config: EvaluateConfig) -> dict[str, Any]:
+    settings = config.verdict_settings()
+    if config.kind == "pairwise":
+        settings["opponent"] = Path(config.verdict.against or "").resolve().name
+    return settings
+
+
+def _print(
+    config: EvaluateConfig, summary: Summary, counts: VoteCounts | None, verdicts: Verdicts, results: Sequence[Result]
+) -> None:
+    found = table(summary, f"{config.run.name}: {config.model.name_or_path} on {config.data.dataset}")
+    shown = Table(title=found.title, title_justify="left")
+    for name in found.columns:
+        shown.add_column(name, justify="right" if name in found.numbers else "left")
+    for row in found.rows:
+        shown.add_row(*row)
+    CONSOLE.print(shown)
+    if counts is not None:
+        CONSOLE.print(
+            f"{counts.total} replies of the judge: {counts.reused} there already, {counts.asked} new, "
+            f"{counts.unreadable} that could not be read, {counts.missing} missing",
+            soft_wrap=True,
+        )
+        if counts.missing:
+            CONSOLE.print("the same command asks for the missing ones again", soft_wrap=True)
+    if isinstance(verdicts, PairwiseVerdicts):
+        bias = verdicts.bias
+        CONSOLE.print(
+            f"position bias: the two orders disagree in {percent(bias.inconsistent_share)} of {bias.pairs} votes; the "
+            f"answer shown first won {percent(bias.first_share)} of the replies for one of them",
+            soft_wrap=True,
+        )
+    problem = next((result.problem for result in results if result.problem), None)
+    if problem is not None:
+        without = sum(result.right is None and result.score is None for result in results)
+        CONSOLE.print(f"{without} responses have no verdict, the first because {problem}", soft_wrap=True, markup=False)
