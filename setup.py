@@ -80,7 +80,11 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["openrlhf_maestro", "openrlhf_maestro.*"]),
-    package_data={"openrlhf_maestro": ["py.typed"], "openrlhf_maestro.report": ["templates/*.j2", "templates/*.js"]},
+    package_data={
+        "openrlhf_maestro": ["py.typed"],
+        "openrlhf_maestro.data": ["templates/*.txt"],
+        "openrlhf_maestro.report": ["templates/*.j2", "templates/*.js"],
+    },
     python_requires=">=3.10,<3.13",
     install_requires=PLAIN,
     extras_require={"cuda": CUDA, "dev": DEV},

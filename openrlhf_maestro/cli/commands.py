@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from openrlhf_maestro.config.evaluate import EvaluateConfig
 from openrlhf_maestro.config.fields import Section
 from openrlhf_maestro.config.lab import LabConfig
+from openrlhf_maestro.config.prepare import PrepareConfig
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.config.serve import ServeConfig
 from openrlhf_maestro.config.sft import SftConfig
@@ -30,9 +32,21 @@ _CONFIGURED = "[--config FILE.yaml] [--section.option VALUE ...]"
 COMMANDS = {
     command.name: command
     for command in (
+        Command(
+            "prepare",
+            "Make prompts, references and splits of a published data set.",
+            "--dataset NAME --source PATH_OR_HUB_ID --out DIR [--OPTION VALUE ...]",
+            PrepareConfig,
+        ),
         Command("train", "Train a policy with several rewards and a Conductor.", _CONFIGURED, MaestroConfig),
         Command("sft", "Fine-tune a model on prompts and responses: the cold start.", _CONFIGURED, SftConfig),
-        Command("report", "Write the page of a run.", "RUN [--output FILE]"),
+        Command(
+            "evaluate",
+            "Sample a model's responses and have them judged, or compare evaluations.",
+            f"{_CONFIGURED} | --compare DIR DIR [...]",
+            EvaluateConfig,
+        ),
+        Command("report", "Write the page of a run, or of several.", "RUN [RUN ...] [--output FILE] [--watch]"),
         Command("lab", "Compare orchestrators and credit rules in a simulated world.", _CONFIGURED, LabConfig),
         Command(
             "weights",

@@ -49,6 +49,7 @@ def run(argv: Sequence[str]) -> int:
             device=arguments.device,
             dtype=arguments.dtype,
             apply_chat_template=arguments.apply_chat_template,
+            enable_thinking=arguments.enable_thinking,
             trust_remote_code=arguments.trust_remote_code,
         )
         _write(partial, rows, weights(pairs))
@@ -79,6 +80,9 @@ def _parser() -> ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="as data.apply_chat_template of the run; default on",
+    )
+    parser.add_argument(
+        "--enable_thinking", action=argparse.BooleanOptionalAction, help="as data.enable_thinking of the run"
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="let the model run its own code")
     return parser

@@ -1,8 +1,6 @@
 """A Conductor's weights of any prompt and response, without a run: plain transformers, no Ray, no vLLM.
 
-The texts become tokens as in a run. A prompt of chat messages, or a text as one user message, goes through the policy's
-chat template with the opening of an answer; without the template a text stands as it is. The response's tokens follow,
-and the stop token (the tokenizer's EOS) where the response ended by itself: that is the token whose state a run reads.
+The texts become tokens as in a run: the prompt as data/rendering.py has it. The response's tokens follow, and the stop token (the tokenizer's EOS) where the response ended by itself: that is the token whose state a run reads.
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from openrlhf_maestro.conductor.conductor import Conductor
 from openrlhf_maestro.conductor.context import context_module, read_context
+from openrlhf_maestro.data.rendering import Chat, prompt_renderer
 from openrlhf_maestro.errors import ConfigError, DataError
 
 # Pairs are sorted by length among this many batches: little padding, and results still come in order, soon.
@@ -74,6 +72,7 @@ class PairWeights:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         dtype: Literal["auto", "bf16", "fp32"] = "auto",
         apply_chat_template: bool = True,
+        enable_thinking: bool | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         """
@@ -84,6 +83,7 @@ class PairWeights:
             device: auto: cuda where there is one, else cpu.
             dtype: auto: bf16 on cuda, fp32 on a CPU.
             apply_chat_template: put texts into the chat template, as data.apply_chat_template of the run did.
+            enable_thinking: as data.enable_thinking of the run.
             trust_remote_code: let the model run its own code.
 
         Raises:
@@ -110,6 +110,7 @@ class PairWeights:
                 f"the model {model}: its tokenizer has no chat template. If the run used none, switch it off: "
                 "--no-apply_chat_template, in Python apply_chat_template=False."
             )
+        self._render = prompt_renderer(self._tokenizer, Chat(apply_chat_template, enable_thinking))
         with _loading("model", model):
             loaded, found = AutoModelForCausalLM.from_pretrained(
                 model,
@@ -124,7 +125,6 @@ class PairWeights:
         self._name = model
         self._max_tokens = getattr(config, "max_position_embeddings", None)
         self._batch_size = batch_size
-        self._apply_chat_template = apply_chat_template
 
     def __call__(self, pairs: Iterable[Pair]) -> Iterator[dict[str, float]]:
         """The weights of each pair, in order, as they are computed.
@@ -156,7 +156,10 @@ class PairWeights:
         return self.conductor.probs(context.hidden).cpu()
 
     def _encode(self, where: str, pair: Pair) -> _Encoded:
-        prompt = self._tokens(self._rendered(where, pair.prompt))
+        try:
+            prompt = self._render(pair.prompt)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
         response = self._tokens(pair.response)
         if not pair.truncated and response[-1:] != [self._tokenizer.eos_token_id]:
             response.append(self._tokenizer.eos_token_id)
@@ -166,19 +169,6 @@ class PairWeights:
         if self._max_tokens is not None and length > self._max_tokens:
             raise DataError(f"{where}: {length} tokens of prompt and response; {self._name} reads {self._max_tokens}.")
         return _Encoded(torch.tensor(prompt + response, dtype=torch.int32), len(prompt))
-
-    def _rendered(self, where: str, prompt: str | Sequence[Mapping[str, str]]) -> str:
-        if isinstance(prompt, str):
-            if not self._apply_chat_template:
-                return prompt
-            prompt = [{"role": "user", "content": prompt}]
-        elif not self._apply_chat_template:
-            raise DataError(f"{where}: `prompt` holds chat messages, which need the chat template.")
-        try:
-            text: str = self._tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise DataError(f"{where}: the model's chat template refuses the prompt: {error}.") from error
-        return text
 
     def _tokens(self, text: str) -> list[int]:
         token_ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]

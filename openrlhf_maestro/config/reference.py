@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Literal
 
 from openrlhf_maestro.config import yaml12
+from openrlhf_maestro.config.evaluate import EvaluateConfig
 from openrlhf_maestro.config.fields import Option, Section, options, subsections
 from openrlhf_maestro.config.lab import LabConfig
+from openrlhf_maestro.config.prepare import PrepareConfig
 from openrlhf_maestro.config.schema import MaestroConfig
 from openrlhf_maestro.config.serve import ServeConfig
 from openrlhf_maestro.config.sft import SftConfig
 
 CONFIGURED: dict[str, type[Section]] = {
+    "prepare": PrepareConfig,
     "train": MaestroConfig,
     "sft": SftConfig,
+    "evaluate": EvaluateConfig,
     "serve-rewards": ServeConfig,
     "lab": LabConfig,
 }

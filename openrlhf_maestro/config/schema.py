@@ -328,18 +328,18 @@ class MaestroConfig(Section):
         return found
 
     def _thinking_notes(self) -> Iterator[str]:
-        if self.data.enable_thinking is None:
-            return
-        if not self.data.apply_chat_template:
+        thinking, data = self.data.enable_thinking, self.data
+        needing = [part.label for part in self.rewards.components if part.kind in ("format", "perplexity")]
+        lost = f"and {', '.join(f'`{name}`' for name in needing)} cannot be earned."
+        if thinking is not None and not data.apply_chat_template:
             yield "data.enable_thinking has no effect with data.apply_chat_template: false."
-        elif not self.data.enable_thinking:
-            needing = [part for part in self.rewards.components if part.kind in ("format", "perplexity")]
-            if needing:
-                names = ", ".join(f"`{part.label}`" for part in needing)
-                yield (
-                    "data.enable_thinking: false puts an empty <think></think> into the prompt with Qwen3's chat "
-                    f"template. A response that follows it has no reasoning of its own, and {names} cannot be earned."
-                )
+        elif thinking is False and needing:
+            yield (
+                "data.enable_thinking: false puts an empty <think></think> into the prompt with Qwen3's chat template. "
+                f"A response that follows it has no reasoning of its own, {lost}"
+            )
+        if data.input_template == "direct" and needing:
+            yield f"data.input_template: direct asks for no reasoning, {lost}"
 
 
 def _does_not_divide(what: str, total: int, micro: int, ranks: int, name: str, group: int = 1) -> Iterator[str]:

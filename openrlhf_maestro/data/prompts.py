@@ -14,6 +14,7 @@ import numpy as np
 
 from openrlhf_maestro.config.sections import DataSection, listed
 from openrlhf_maestro.data.readers import SPLIT_COLUMN, Row, Rows, read_source, source_name
+from openrlhf_maestro.data.templates import fill_template
 from openrlhf_maestro.errors import DataError
 
 __all__ = ["DataError", "Prompt", "PromptLoader", "PromptSet", "fit_prompts", "load_prompts"]
@@ -34,6 +35,7 @@ class Prompt:
     """One row: what the policy is asked, and what is known about the answer.
 
     `text` is the prompt as the policy is shown it before a chat template; `messages` the same as chat messages;
+    `question` the row's own prompt, without data.input_template;
     `token_ids` the rendered prompt, empty before `fit_prompts`. `source` and `row` (from 1) say where it stands and are
     unique together; `id` is the row's own, else file name and row, the same wherever the file lies. `metadata` holds
     the columns that have no other place here. `source_index` counts the sources of a mixture, from 0.
@@ -49,6 +51,7 @@ class Prompt:
     token_ids: list[int] = field(default_factory=list)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     source_index: int = 0
+    question: str = ""
 
     @property
     def key(self) -> str:
@@ -93,7 +96,8 @@ def load_prompts(
     `fit_prompts`; with None (before a tokenizer is loaded) columns, splits and rows are checked all the same.
 
     Raises DataError for a source that cannot be read, an absent split or column, a value that is not a text, and when
-    more than the share data.max_dropped_rate of the rows would be dropped.
+    more than the share data.max_dropped_rate of the rows would be dropped; ConfigError for a data.input_template that
+    cannot be read.
     """
     files = list(_files(dataset, split))
     for file in files:
@@ -116,24 +120,35 @@ def load_prompts(
     return found if render is None else fit_prompts(found, data, render=render, max_prompt_tokens=max_prompt_tokens)
 
 
-def fit_prompts(prompts: PromptSet, data: DataSection, *, render: Render, max_prompt_tokens: int) -> PromptSet:
+def fit_prompts(
+    prompts: PromptSet,
+    data: DataSection,
+    *,
+    render: Render,
+    max_prompt_tokens: int,
+    budget: str = "data.max_len less rollout.max_new_tokens",
+) -> PromptSet:
     """The prompts with their token ids, each of at most `max_prompt_tokens`.
 
     `render` gets a prompt's messages where data.apply_chat_template, else its text, and returns token ids. A longer
-    prompt is dropped and counted; with data.truncate_prompts its start is cut off instead. Raises DataError when,
-    with the rows dropped before, more than the share data.max_dropped_rate is dropped.
+    prompt is dropped and counted; with data.truncate_prompts its start is cut off instead. `budget` says in errors
+    where that number comes from. Raises DataError when, with the rows dropped before, more than the share
+    data.max_dropped_rate is dropped.
     """
     drops = _Drops(data.max_dropped_rate, Counter(prompts.dropped))
     fitting = []
     for prompt in prompts:
-        token_ids = render(list(prompt.messages) if data.apply_chat_template else prompt.text)
+        try:
+            token_ids = render(list(prompt.messages) if data.apply_chat_template else prompt.text)
+        except DataError as error:
+            raise DataError(f"{prompt.source}, row {prompt.row}: {error}") from error
         if len(token_ids) > max_prompt_tokens and not data.truncate_prompts:
             drops.add(TOO_LONG, prompt)
         else:
             fitting.append(replace(prompt, token_ids=token_ids[-max_prompt_tokens:]))
     drops.check(
         len(prompts) + sum(prompts.dropped.values()),
-        f" A prompt may have {max_prompt_tokens} tokens: data.max_len less rollout.max_new_tokens.",
+        f" A prompt may have {max_prompt_tokens} tokens: {budget}.",
     )
     return PromptSet(tuple(fitting), drops.counts)
 
@@ -276,30 +291,29 @@ def _check_columns(rows: Rows, data: DataSection, needs_reference: bool, needing
 def _prompt(row: Row, data: DataSection, file: _File, number: int) -> Prompt:
     source = file.rows.name
     where = f"{source}, row {number}"
-    text, messages = _conversation(row.get(data.input_key), data, where)
+    question, messages = _conversation(row.get(data.input_key), data, where)
+    text = fill_template(data.input_template, question) if question.strip() else question
     reference = _text(row.get(data.label_key), data.label_key, where) if data.label_key else ""
     taken = {data.input_key, data.label_key, data.datasource_key, ID_COLUMN, SPLIT_COLUMN}
     own_id = row.get(ID_COLUMN)
     return Prompt(
         id=f"{PurePath(source).name}:{number}" if own_id in (None, "") else str(own_id),
         text=text,
-        messages=messages,
+        messages=messages or ({"role": "user", "content": text},),
         reference=reference if reference.strip() else None,
         datasource=_text(row.get(data.datasource_key), data.datasource_key, where).strip() or file.datasource,
         source=source,
         row=number,
         metadata={name: value for name, value in row.items() if name not in taken},
         source_index=file.source_index,
+        question=question,
     )
 
 
 def _conversation(value: Any, data: DataSection, where: str) -> tuple[str, tuple[Message, ...]]:
-    """The prompt as text and as chat messages; white space alone stays so, for the caller to count."""
+    """The row's own prompt as a text, and its chat messages where it is written in these."""
     if not isinstance(value, list):
-        text = _text(value, data.input_key, where)
-        if data.input_template is not None and text.strip():
-            text = data.input_template.replace("{}", text)
-        return text, ({"role": "user", "content": text},)
+        return _text(value, data.input_key, where), ()
     if not data.apply_chat_template or data.input_template is not None:
         raise DataError(
             f"{where}: `{data.input_key}` holds chat messages, which need data.apply_chat_template and no "

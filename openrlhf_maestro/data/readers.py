@@ -13,7 +13,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ SPLIT_COLUMN = "split"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _HUB_NAME = re.compile(r"^[\w.-]+(?:/[\w.-]+)?$")
 _SAVED = ("state.json", "dataset_dict.json")
+_BATCH_ROWS = 1024
 
 Row = Mapping[str, Any]
 
@@ -48,9 +50,14 @@ def read_source(source: str, split: str) -> list[Rows]:
         return _choose_split(source, split, [_by_split(read_file(path), None)])
     if path.is_dir():
         return _choose_split(source, split, list(_folder(path)))
-    if path.suffix.lower() in _READERS or source.startswith((".", "/", "~")) or not _HUB_NAME.match(source):
-        raise DataError(f"there is no file or folder {source}.")
+    check_hub_name(source)
     return [_from_hub(source, split)]
+
+
+def check_hub_name(source: str) -> None:
+    """Raise DataError where `source`, which is no file or folder here, is no name on the hub either."""
+    if Path(source).suffix.lower() in _READERS or source.startswith((".", "/", "~")) or not _HUB_NAME.match(source):
+        raise DataError(f"there is no file or folder {source}.")
 
 
 def source_name(source: str, split: str) -> str:
@@ -68,8 +75,34 @@ def read_file(path: Path) -> Rows:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path} is none of the formats that can be read: {', '.join(_READERS)}.")
-    try:
+    with _reading(path):
         return reader(path)
+
+
+def stream_file(path: Path, columns: Collection[str] | None = None) -> Iterator[tuple[int, Row]]:
+    """The same rows with their numbers, from JSON lines and parquet without holding the whole file.
+
+    Of parquet only `columns` are read, those of them that there are.
+    """
+    with _reading(path):
+        if path.suffix.lower() == ".jsonl":
+            yield from _stream_jsonl(path)
+        elif path.suffix.lower() == ".parquet":
+            yield from _stream_parquet(path, columns)
+        else:
+            yield from read_file(path).numbered
+
+
+def parquet_columns(path: Path) -> tuple[str, ...]:
+    """The columns of a parquet file, without its rows."""
+    with _reading(path), _open_parquet(path) as file:
+        return tuple(file.schema_arrow.names)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a UTF-8 text (byte {error.start}).") from None
     except OSError as error:
@@ -97,8 +130,13 @@ def _by_split(rows: Rows, file_split: str | None) -> dict[str | None, Rows]:
     return {split: Rows(rows.name, rows.columns, numbered) for split, numbered in found.items()}
 
 
+def is_saved(path: Path) -> bool:
+    """Whether the `datasets` library saved this folder."""
+    return any((path / name).exists() for name in _SAVED)
+
+
 def _folder(path: Path) -> Iterator[dict[str | None, Rows]]:
-    if any((path / name).exists() for name in _SAVED):
+    if is_saved(path):
         yield _from_disk(path)
         return
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
@@ -112,8 +150,12 @@ def _folder(path: Path) -> Iterator[dict[str | None, Rows]]:
 
 
 def _read_jsonl(path: Path) -> Rows:
+    return _rows(path, _stream_jsonl(path))
+
+
+def _stream_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
     with path.open(encoding="utf-8-sig") as lines:
-        return _from_objects(path, (_parse_line(path, n, line) for n, line in enumerate(lines, 1) if line.strip()))
+        yield from _objects(path, (_parse_line(path, n, line) for n, line in enumerate(lines, 1) if line.strip()))
 
 
 def _parse_line(path: Path, number: int, line: str) -> Any:
@@ -129,20 +171,21 @@ def _read_json(path: Path) -> Rows:
     if not text.lstrip().startswith("["):
         return _read_jsonl(path)
     try:
-        return _from_objects(path, json.loads(text))
+        return _rows(path, _objects(path, json.loads(text)))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno} is not JSON: {error.msg} (column {error.colno}).") from None
 
 
-def _from_objects(path: Path, objects: Iterable[Any]) -> Rows:
-    numbered: list[tuple[int, Row]] = []
-    columns: dict[str, None] = {}
-    for number, row in enumerate(objects, 1):
+def _rows(path: Path, stream: Iterator[tuple[int, Row]]) -> Rows:
+    numbered = list(stream)
+    return Rows(str(path), tuple(dict.fromkeys(name for _, row in numbered for name in row)), numbered)
+
+
+def _objects(path: Path, values: Iterable[Any]) -> Iterator[tuple[int, Row]]:
+    for number, row in enumerate(values, 1):
         if not isinstance(row, dict):
             raise DataError(f'{path}, row {number} is not an object with named values, as in {{"prompt": ...}}.')
-        columns.update(dict.fromkeys(row))
-        numbered.append((number, row))
-    return Rows(str(path), tuple(columns), numbered)
+        yield number, row
 
 
 def _read_csv(path: Path) -> Rows:
@@ -184,12 +227,32 @@ def _read_parquet(path: Path) -> Rows:
     return Rows(str(path), tuple(table.column_names), list(enumerate(table.to_pylist(), 1)))
 
 
+def _stream_parquet(path: Path, columns: Collection[str] | None) -> Iterator[tuple[int, Row]]:
+    with _open_parquet(path) as file:
+        names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=names)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path} is not valid parquet: {error}.") from None
+
+
 _READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
+SUFFIXES = tuple(_READERS)
 
 
 # The `datasets` library, for what it wrote itself and for the hub.

@@ -40,8 +40,8 @@ def _read(file: Path) -> str:
         raise ConfigError(f"the template {file} is not a UTF-8 text.") from None
     except OSError as error:
         raise ConfigError(
-            f"the template {file} cannot be read ({error.strerror}). A template is a text with {{}} for the prompt, the "
-            f"path of a text file with {{}}, or one of {', '.join(TEMPLATES)}."
+            f"the template {file} cannot be read ({error.strerror}). A template is a text with {{}} for the prompt, "
+            f"the path of a text file with {{}}, or one of {', '.join(TEMPLATES)}."
         ) from None
     if PLACE not in text:
         raise ConfigError(f"the template {file} has no {{}} to put the text in.")

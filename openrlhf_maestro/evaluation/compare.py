@@ -106,7 +106,7 @@ def compare(
 
     Raises:
         UserError: fewer than two evaluations, or the baseline is none of them.
-        DataError: they are not of the same rows.
+        DataError: they are not of the same rows, or hold no verdict.
     """
     if len(evaluations) < 2:
         raise UserError("A comparison needs two evaluations or more. Give the folders of both.")
@@ -144,7 +144,9 @@ def _measures(results: Sequence[Result], pairwise: bool) -> list[Measure]:
         measures.append("right")
     if any(result.score is not None and result.score != result.right for result in results):
         measures.append("score")
-    return measures or ["right"]
+    if not measures:
+        raise DataError("These evaluations hold responses without any verdict. Evaluate with verdict.kind first.")
+    return measures
 
 
 def _compared(one: Evaluation, keys: Sequence[str], pairwise: bool, settings: _Settings) -> Compared:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_maestro.errors import DataError, UserError
+from openrlhf_maestro.evaluation.log import read_rows
 from openrlhf_maestro.evaluation.results import RESULTS, SUMMARY, Result, read_results
 
 RESPONSES = "responses.jsonl"
@@ -154,14 +155,10 @@ def _asked(path: Path) -> dict[str, tuple[Any, Any]]:
     """Question and reference by key; empty where responses were not kept."""
     if not path.is_file():
         return {}
-    found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            found[row["key"]] = (row["question"], row["reference"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{path}, line {number} is not a response of an evaluation: {error}.") from None
-    return found
+    try:
+        return {row["key"]: (row["question"], row["reference"]) for row in read_rows(path)}
+    except KeyError as error:
+        raise DataError(f"{path} has a row without {error}: it does not hold an evaluation's responses.") from None
 
 
 def _differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from openrlhf_maestro.errors import DataError
+from openrlhf_maestro.evaluation.log import write_rows
 
 RESULTS = "results.jsonl"
 SUMMARY = "summary.json"
@@ -30,11 +31,7 @@ class Result:
 
 def write_results(path: Path, results: Iterable[Result]) -> None:
     """Write them as JSON lines; a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(
-        "".join(json.dumps(asdict(result), ensure_ascii=False) + "\n" for result in results), encoding="utf-8"
-    )
-    partial.replace(path)
+    write_rows(path, map(asdict, results))
 
 
 def read_results(path: Path) -> list[Result]:

@@ -259,8 +259,9 @@ def summary_cells(row: SummaryRow, confidence: float) -> dict[str, str]:
         }
     elif row.n:
         cells = {"right": f"{row.right}/{row.n}", f"share ({level})": share_text(row.share)}
-    # A rule's scores say the same as right and wrong.
-    if row.score and not row.duel and not (row.share and row.score.value == row.share.value):
+    # A rule's scores are right and wrong once more.
+    restated = row.share and row.score and row.scored == row.n and row.score.value == row.share.value
+    if row.score and not row.duel and not restated:
         cells[f"mean score ({level})"] = score_text(row.score)
     if row.missing:
         cells["no verdict"] = str(row.missing)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from xml.etree import ElementTree
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,6 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from openrlhf_maestro.report.svg import colour_of, markup
+
 Array = npt.NDArray[np.float64]
 
 # Size in SVG units, one of which is about one CSS pixel where a panel has its natural width.
@@ -25,18 +25,10 @@ PANEL = (340, 190)
 WIDE = (560, 216)
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 44, 10, 10, 34
 TICK_SIZE = 10.5
-POINT_RADIUS = "2.4"
 
 # More points than a panel has pixels only make the page heavy.
 MAX_POINTS = 400
 MIN_POINTS_TO_SMOOTH = 12
-
-# Variables of style.css.j2. matplotlib needs real colours: each stands for a variable until the SVG is written.
-VARIABLES = ("muted", "rule", "accent", *(f"c{i}" for i in range(8)), *(f"t{i}" for i in range(5)))
-PLACEHOLDERS = {name: f"#a1b2{index:02x}" for index, name in enumerate(VARIABLES)}
-VARIABLE_OF = {placeholder: name for name, placeholder in PLACEHOLDERS.items()}
-
-SVG_NAMESPACE = "{http://www.w3.org/2000/svg}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +40,7 @@ class Line:
     colour: str = "accent"
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    name: str = ""  # said beside the value under the pointer
 
 
 def smooth(values: Array, window: int) -> Array:
@@ -78,19 +71,22 @@ def line_chart(
     percent: bool = False,
     smoothed: bool = True,
     markers: bool = False,
+    events: Sequence[int] = (),
 ) -> str:
     """Curves over steps as one <svg>.
 
     A curve of at least 12 points is drawn thin, with its moving average on top (`smoothed`). `label` is what a screen
-    reader says; `reference` draws a dotted horizontal line; `from_zero`, `log` and
-    `percent` are about the vertical axis.
+    reader says; `reference` draws a dotted horizontal line, `events` a dotted vertical one at each of these steps;
+    `from_zero`, `log` and `percent` are about the vertical axis.
     """
     with _style():
         figure, axes = _axes(PANEL)
         if log:
             axes.set_yscale("log")
         if reference is not None:
-            axes.axhline(reference, color=_colour("muted"), linewidth=1, linestyle=(0, (1, 3)), clip_on=False)
+            axes.axhline(reference, color=colour_of("muted"), linewidth=1, linestyle=(0, (1, 3)), clip_on=False)
+        for step in events:
+            axes.axvline(step, color=colour_of("muted"), linewidth=0.7, linestyle=(0, (1, 3)), clip_on=False)
         for line in lines:
             _draw_line(axes, line, smoothed=smoothed, markers=markers, log=log)
         if y_range is not None:
@@ -98,38 +94,39 @@ def line_chart(
         elif from_zero:
             axes.set_ylim(0, max(axes.get_ylim()[1], 1e-9))
         _finish_axes(axes, [step for line in lines for step in line.steps], log=log, percent=percent)
-        return _svg(figure, label)
+        return markup(figure, label, _readings(lines, axes, PANEL[0], percent=percent))
 
 
 def stacked_chart(
     steps: Sequence[int],
-    bands: Sequence[tuple[str, Sequence[float]]],
+    bands: Sequence[tuple[str, str, Sequence[float]]],
     *,
     label: str,
     top: float,
 ) -> str:
-    """Amounts per step as stacked bands, given as (colour, values) from the bottom up; drawn up to `top`."""
+    """Amounts per step as stacked bands, given as (name, colour, values) from the bottom up; drawn up to `top`."""
     with _style():
         figure, axes = _axes(WIDE)
-        x, amounts = _thinned(steps, [values for _, values in bands])
+        x, amounts = _thinned(steps, [values for _, _, values in bands])
         half = (x[-1] - x[0]) / (len(x) - 1) / 2 if len(x) > 1 else 0.5
         edges = np.column_stack([x - half, x + half]).ravel()
         floor = np.zeros(len(edges))
-        for (colour, _), values in zip(bands, amounts, strict=True):
+        for (_, colour, _), values in zip(bands, amounts, strict=True):
             ceiling = floor + np.repeat(np.nan_to_num(values), 2)
-            _fill(axes, edges, np.minimum(floor, top), np.minimum(ceiling, top), _colour(colour))
+            _fill(axes, edges, np.minimum(floor, top), np.minimum(ceiling, top), colour_of(colour))
             floor = ceiling
         axes.set_ylim(0, top)
         _finish_axes(axes, steps, log=False, percent=False)
         axes.set_xlim(edges[0], edges[-1])
-        return _svg(figure, label)
+        lines = [Line(steps, values, colour, name=name) for name, colour, values in bands]
+        return markup(figure, label, _readings(lines, axes, WIDE[0]))
 
 
 def _draw_line(axes: Axes, line: Line, *, smoothed: bool, markers: bool, log: bool) -> None:
     x, (y,) = _thinned(line.steps, [line.values])
     if log:
         y = np.where(y > 0, y, np.nan)
-    colour = _colour(line.colour)
+    colour = colour_of(line.colour)
     if line.low is not None and line.high is not None:
         _fill(axes, np.asarray(line.steps, float), np.asarray(line.low), np.asarray(line.high), colour, alpha=0.16)
     window = smoothing_window(len(y)) if smoothed and not log else 1
@@ -152,6 +149,30 @@ def _fill(axes: Axes, x: Array, low: Array, high: Array, colour: str, alpha: flo
     )
 
 
+def _readings(lines: Sequence[Line], axes: Axes, width: int, *, percent: bool = False) -> dict[str, Any]:
+    """What charts.js says under the pointer: where the horizontal axis lies, and the values drawn, null for a gap."""
+    first, last = axes.get_xlim()
+    drawn = [(line, *_thinned(line.steps, [line.values])) for line in lines]
+    by_step = [dict(zip(x.tolist(), y.tolist(), strict=True)) for _, x, (y,) in drawn]
+    steps = sorted({step for values in by_step for step in values})
+    return {
+        "axis": [MARGIN_LEFT, width - MARGIN_RIGHT, _short(first), _short(last)],
+        "percent": percent,
+        "steps": [_short(step) for step in steps],
+        "lines": [
+            [line.name, line.colour, [_short(values.get(step, math.nan)) for step in steps]]
+            for line, values in zip(lines, by_step, strict=True)
+        ],
+    }
+
+
+def _short(value: float) -> float | None:
+    """Four significant digits; whole numbers of any size as they are."""
+    if not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else float(f"{value:.4g}")
+
+
 def _thinned(steps: Sequence[int], columns: Sequence[Sequence[float]]) -> tuple[Array, list[Array]]:
     """At most MAX_POINTS points: means of neighbouring steps where there are more."""
     x, ys = np.asarray(steps, float), [np.asarray(column, float) for column in columns]
@@ -162,10 +183,6 @@ def _thinned(steps: Sequence[int], columns: Sequence[Sequence[float]]) -> tuple[
         np.array([y[part][~np.isnan(y[part])].mean() if not np.isnan(y[part]).all() else np.nan for part in parts])
         for y in ys
     ]
-
-
-def _colour(variable: str) -> str:
-    return PLACEHOLDERS[variable]
 
 
 @contextmanager
@@ -195,12 +212,12 @@ def _axes(size: tuple[int, int]) -> tuple[Figure, Axes]:
 def _finish_axes(axes: Axes, steps: Sequence[int], *, log: bool, percent: bool) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_colour("muted"))
+    axes.spines["bottom"].set_color(colour_of("muted"))
     axes.spines["bottom"].set_linewidth(0.8)
-    axes.tick_params(length=0, pad=5, labelsize=TICK_SIZE, labelcolor=_colour("muted"))
-    axes.grid(axis="y", color=_colour("rule"), linewidth=0.8, clip_on=False)
+    axes.tick_params(length=0, pad=5, labelsize=TICK_SIZE, labelcolor=colour_of("muted"))
+    axes.grid(axis="y", color=colour_of("rule"), linewidth=0.8, clip_on=False)
     axes.set_axisbelow(True)
-    axes.set_xlabel("step", fontsize=TICK_SIZE, color=_colour("muted"), labelpad=2)
+    axes.set_xlabel("step", fontsize=TICK_SIZE, color=colour_of("muted"), labelpad=2)
     first, last = (min(steps), max(steps)) if steps else (0, 1)
     axes.set_xlim(first, last) if last > first else axes.set_xlim(first - 1, first + 1)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
@@ -239,43 +256,3 @@ def _tick_format(low: float, high: float, *, percent: bool) -> Callable[[float, 
 def _power_of_ten(value: float) -> str:
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The drawing as markup for a page: bare paths and texts, no ids or definitions, colours as CSS variables."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    # Safe to parse: it comes from matplotlib, a line above.
-    drawing = ElementTree.fromstring(buffer.getvalue())
-    chart = ElementTree.Element(
-        "svg", {"class": "chart", "role": "img", "aria-label": label, "viewBox": drawing.attrib["viewBox"]}
-    )
-    # Definitions are clip paths, never used here, and the outlines of points, drawn as circles below.
-    defined = {element for definitions in drawing.iter(f"{SVG_NAMESPACE}defs") for element in definitions.iter()}
-    for element in drawing.iter():
-        kind, given = element.tag.removeprefix(SVG_NAMESPACE), element.attrib
-        if element in defined:
-            continue
-        if kind == "path":
-            ElementTree.SubElement(chart, "path", {"d": _rounded(given["d"]), "style": _themed(given["style"])})
-        elif kind == "use":
-            circle = {"cx": _rounded(given["x"]), "cy": _rounded(given["y"]), "r": POINT_RADIUS}
-            ElementTree.SubElement(chart, "circle", circle | {"style": _themed(given["style"])})
-        elif kind == "text":
-            anchor = re.search(r"text-anchor: (\w+)", given["style"])
-            place = {
-                "x": _rounded(given["x"]),
-                "y": _rounded(given["y"]),
-                "text-anchor": anchor[1] if anchor else "start",
-            }
-            ElementTree.SubElement(chart, "text", place).text = element.text
-    return ElementTree.tostring(chart, encoding="unicode")
-
-
-def _rounded(numbers: str) -> str:
-    short = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", numbers)
-    return " ".join(short.split())
-
-
-def _themed(style: str) -> str:
-    return re.sub(r"#[0-9a-f]{6}", lambda colour: f"var(--{VARIABLE_OF[colour[0]]})", style)

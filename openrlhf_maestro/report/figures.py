@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+
+import numpy as np
 
 from openrlhf_maestro.report.charts import MAX_POINTS, Line, line_chart, smoothing_window, stacked_chart
-from openrlhf_maestro.report.formats import number, percent, seconds
-from openrlhf_maestro.report.run import PAPER_COMPONENTS, Run, Series
+from openrlhf_maestro.report.formats import milliseconds, number, percent, seconds, signed
+from openrlhf_maestro.report.panels import (
+    MIN_WEIGHT_SPAN,
+    Panel,
+    component_colours,
+    curve,
+    metric_panel,
+    padded,
+    unit_title,
+)
+from openrlhf_maestro.report.run import Run, Series
 from openrlhf_maestro.report.summary import AccuracyRow, Timing
 
-COMPONENT_COLOURS = 8
 PHASE_COLOURS = {"generation": "t0", "experience": "t1", "update": "t2", "sync": "t3", "other": "t4"}
 
-# What the raw values of the paper's components are.
-RAW_UNITS = {
-    "format": "0 or 1",
-    "perplexity": "−NLL, nats a token",
-    "entropy": "nats a token",
-    "length": "0 to 1",
-    "preference": "logit",
-}
-
-# Weights that moved by less than this are drawn as if they spanned it: noise is not blown up to a trend.
-MIN_WEIGHT_SPAN = 0.04
 # A step this many times the median (a compilation, usually the first) is cut off, or it would flatten all others.
 OUTLIER = 4
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One small chart: its title, a figure worth reading beside it, the SVG, and for a component its colour."""
-
-    title: str
-    value: str
-    svg: str
-    colour: str = ""
-
-
-def component_colours(components: Sequence[str]) -> dict[str, str]:
-    """The colour of each component, the same in every chart and, for the paper's five, in every report."""
-    own = [name for name in components if name not in PAPER_COMPONENTS]
-    colours = {name: f"c{index}" for index, name in enumerate(PAPER_COMPONENTS)}
-    free = COMPONENT_COLOURS - len(PAPER_COMPONENTS)
-    return colours | {name: f"c{len(PAPER_COMPONENTS) + index % free}" for index, name in enumerate(own)}
+# More marks than this would hide the curve.
+MAX_SYNC_MARKS = 60
 
 
 def weight_panels(run: Run) -> list[Panel]:
@@ -57,14 +39,14 @@ def weight_panels(run: Run) -> list[Panel]:
     if not values:
         return []
     uniform = 1 / len(components)
-    y_range = _padded(min(*values, uniform), max(*values, uniform), MIN_WEIGHT_SPAN)
+    y_range = padded(min(*values, uniform), max(*values, uniform), MIN_WEIGHT_SPAN)
     return [_weight_panel(title, panel, y_range, uniform) for title, panel in curves.items()]
 
 
 def _weight_panel(title: str, curves: dict[str, Series], y_range: tuple[float, float], uniform: float) -> Panel:
     logged = {name: series for name, series in curves.items() if series}
     colours = component_colours(list(curves))
-    lines = [_line(series, colours[name]) for name, series in logged.items()]
+    lines = [curve(series, colours[name], name) for name, series in logged.items()]
     last = {name: series.finite()[-1] for name, series in logged.items()}
     highest = max(last, key=lambda name: last[name]) if last else ""
     spoken = ", ".join(f"{name} {number(value)}" for name, value in last.items())
@@ -76,10 +58,9 @@ def _weight_panel(title: str, curves: dict[str, Series], y_range: tuple[float, f
 def reward_panels(run: Run) -> list[Panel]:
     """The scalar reward, then the mean raw value of each component."""
     colours = component_colours(run.components())
-    panels = [_panel(run, "reward/scalar_mean", "scalar reward")]
+    panels = [metric_panel(run, "reward/scalar_mean", "scalar reward")]
     for name in run.components():
-        title = f"{name} ({RAW_UNITS[name]})" if name in RAW_UNITS else name
-        panels.append(_panel(run, f"reward/{name}/raw_mean", title, colours[name]))
+        panels.append(metric_panel(run, f"reward/{name}/raw_mean", unit_title(name), colours[name]))
     return [panel for panel in panels if panel]
 
 
@@ -104,7 +85,7 @@ def component_panels(run: Run) -> list[Panel]:
 
 def _component_panel(title: str, curves: dict[str, Series]) -> Panel:
     colours = component_colours(list(curves))
-    lines = [_line(series, colours[name]) for name, series in curves.items()]
+    lines = [curve(series, colours[name], name) for name, series in curves.items()]
     last = {name: series.finite()[-1] for name, series in curves.items()}
     spoken = ", ".join(f"{name} {number(value)}" for name, value in last.items())
     highest = max(last, key=lambda name: last[name])
@@ -113,7 +94,7 @@ def _component_panel(title: str, curves: dict[str, Series]) -> Panel:
 
 
 def fault_panels(run: Run) -> list[Panel]:
-    """Rates of missing values, of responses at fault, and of groups without a gradient; none that stayed at zero."""
+    """Rates of missing values and of responses at fault; none that stayed at zero."""
     colours = component_colours(run.components())
     wanted = [
         (f"reward/{name}/{rate}", f"{name}: {words}", colours[name])
@@ -121,20 +102,46 @@ def fault_panels(run: Run) -> list[Panel]:
         for name in run.components()
         if any(value > 0 for value in run.series(f"reward/{name}/{rate}").finite())
     ]
-    panels = [_panel(run, key, title, colour, as_percent=True) for key, title, colour in wanted]
-    if any(value > 0 for value in run.series("advantage/frac_zero_std").finite()):
-        panels.append(_panel(run, "advantage/frac_zero_std", "groups whose rewards are all equal", as_percent=True))
+    panels = [metric_panel(run, key, title, colour, as_percent=True) for key, title, colour in wanted]
     return [panel for panel in panels if panel]
+
+
+def advantage_panels(run: Run, advantages: dict[int, list[float]]) -> list[Panel]:
+    """Groups without a gradient, and the spread of the advantages, given by step."""
+    panels = [
+        metric_panel(run, "advantage/frac_zero_std", "groups whose rewards are all equal", as_percent=True),
+        _advantage_panel(advantages),
+    ]
+    return [panel for panel in panels if panel]
+
+
+def _advantage_panel(advantages: dict[int, list[float]]) -> Panel | None:
+    if not advantages:
+        return None
+    low, middle, high = np.array([np.percentile(values, [5, 50, 95]) for values in advantages.values()]).T
+    line = Line(list(advantages), middle, low=low, high=high)
+    last = f"{signed(low[-1], 2)} to {signed(high[-1], 2)}"
+    label = f"Advantages, median and 5th to 95th percentile. At the last step: {last}"
+    return Panel("advantages: median, 5 to 95 %", last, line_chart([line], label=label, smoothed=False))
+
+
+def sync_steps(run: Run) -> list[int]:
+    """Steps after which the policy was mixed into the reference; none where it never is, or has none."""
+    every = run.option("objective.ref_sync_steps")
+    return list(range(every, run.last_step + 1, every)) if isinstance(every, int) and every > 0 else []
 
 
 def policy_panels(run: Run) -> list[Panel]:
     """Length, truncation, KL, gradient norm, learning rate, and how far vLLM and the trainer disagree."""
+    syncs = sync_steps(run)
+    marks = syncs if len(syncs) <= MAX_SYNC_MARKS else ()
     panels = [
-        _panel(run, "rollout/response_length_mean", "response length, tokens", from_zero=True),
-        _panel(run, "rollout/truncated_rate", "truncated responses", as_percent=True),
-        _panel(run, "policy/kl", "KL to the reference, nats", from_zero=True),
-        _panel(run, "policy/grad_norm", "gradient norm", from_zero=True),
-        _panel(run, "policy/lr", "policy learning rate", from_zero=True),
+        metric_panel(run, "rollout/response_length_mean", "response length, tokens", from_zero=True),
+        metric_panel(run, "rollout/truncated_rate", "truncated responses", as_percent=True),
+        # Every sync lowers it: a moving average would hide the teeth.
+        metric_panel(run, "policy/kl", "KL to the reference, nats", from_zero=True, events=marks, smoothed=not syncs),
+        metric_panel(run, "policy/grad_norm", "gradient norm", from_zero=True),
+        metric_panel(run, "policy/lr", "policy learning rate", from_zero=True),
         _disagreement_panel(run),
     ]
     return [panel for panel in panels if panel]
@@ -147,19 +154,19 @@ def _disagreement_panel(run: Run) -> Panel | None:
         return None
     worst = number(max(largest.finite()))
     label = f"Difference of log-probs between vLLM and the trainer, maximum and mean of each step: at most {worst}"
-    lines = [_line(series, "accent") for series in (largest, mean) if series]
+    lines = [curve(series, "accent", name) for name, series in (("max", largest), ("mean", mean)) if series]
     return Panel("log-prob difference, max and mean", f"≤ {worst}", line_chart(lines, label=label, log=True))
 
 
 def conductor_panels(run: Run) -> list[Panel]:
     """State of the Conductor itself."""
     panels = [
-        _panel(run, "conductor/entropy", "entropy of the weights, nats"),
-        _panel(run, "conductor/temperature", "temperature"),
-        _panel(run, "conductor/meta_loss", "meta-loss"),
-        _panel(run, "conductor/max_weight", "largest mean weight"),
-        _panel(run, "conductor/lr_h_l1", "reach of an update, lr × |h|₁"),
-        _panel(run, "conductor/meta_reward", "agreement with the anchor"),
+        metric_panel(run, "conductor/entropy", "entropy of the weights, nats"),
+        metric_panel(run, "conductor/temperature", "temperature"),
+        metric_panel(run, "conductor/meta_loss", "meta-loss"),
+        metric_panel(run, "conductor/max_weight", "largest mean weight"),
+        metric_panel(run, "conductor/lr_h_l1", "reach of an update, lr × |h|₁"),
+        metric_panel(run, "conductor/meta_reward", "agreement with the anchor"),
     ]
     return [panel for panel in panels if panel]
 
@@ -184,14 +191,23 @@ def _accuracy_panel(row: AccuracyRow) -> Panel:
 
 def timing_panel(times: Timing) -> Panel | None:
     """Seconds a step, stacked by phase; None before the first step."""
+    return _stacked_panel(times, "seconds a step", seconds)
+
+
+def token_timing_panel(times: Timing) -> Panel | None:
+    """Milliseconds a response token, stacked by phase; None where no step logged its tokens."""
+    return _stacked_panel(times, "milliseconds a response token", milliseconds)
+
+
+def _stacked_panel(times: Timing, unit: str, shown: Callable[[float], str]) -> Panel | None:
     if not times.steps:
         return None
     longest, middle = max(times.total), times.median_total
     top = longest * 1.05 if longest < OUTLIER * middle else OUTLIER / 2 * middle
-    bands = [(PHASE_COLOURS[name], values) for name, values in times.phases.items()]
-    label = f"Seconds a step by phase, median {seconds(middle)}"
-    note = f"cut off: step {times.steps[times.total.index(longest)]}, {seconds(longest)}" if longest > top else ""
-    return Panel("seconds a step", note, stacked_chart(times.steps, bands, label=label, top=top))
+    bands = [(name, PHASE_COLOURS[name], values) for name, values in times.phases.items()]
+    label = f"{unit.capitalize()} by phase, median {shown(middle)}"
+    note = f"cut off: step {times.steps[times.total.index(longest)]}, {shown(longest)}" if longest > top else ""
+    return Panel(unit, note, stacked_chart(times.steps, bands, label=label, top=top))
 
 
 def smoothing_note(run: Run) -> str:
@@ -199,37 +215,3 @@ def smoothing_note(run: Run) -> str:
     points = len(run.series("reward/scalar_mean").steps)
     window = smoothing_window(min(points, MAX_POINTS)) * math.ceil(points / MAX_POINTS)
     return f"Thin lines are single steps, thick lines a moving average over {window} steps." if window > 1 else ""
-
-
-def _panel(
-    run: Run,
-    key: str,
-    title: str,
-    colour: str = "accent",
-    *,
-    from_zero: bool = False,
-    as_percent: bool = False,
-) -> Panel | None:
-    series = run.series(key)
-    if not series:
-        return None
-    shown = percent if as_percent else number
-    first, last = series.finite()[0], series.finite()[-1]
-    svg = line_chart(
-        [_line(series, colour)],
-        label=f"{title}: {shown(first)} at first, {shown(last)} at the end",
-        from_zero=from_zero or as_percent,
-        percent=as_percent,
-    )
-    return Panel(title, shown(last), svg, colour)
-
-
-def _line(series: Series, colour: str) -> Line:
-    return Line(series.steps, series.values, colour)
-
-
-def _padded(low: float, high: float, min_span: float) -> tuple[float, float]:
-    """Limits around [low, high] with a little air, at least `min_span` apart."""
-    span = max(high - low, min_span)
-    middle = (low + high) / 2
-    return max(0.0, middle - 0.54 * span), min(1.0, middle + 0.54 * span)

@@ -53,3 +53,8 @@ def seconds(value: float) -> str:
     if value < 7200:
         return f"{number(value / 60)}{THIN_SPACE}min"
     return f"{number(value / 3600)}{THIN_SPACE}h"
+
+
+def milliseconds(value: float) -> str:
+    """A short duration, given in milliseconds."""
+    return NONE if math.isnan(value) else f"{number(value)}{THIN_SPACE}ms"

@@ -4,105 +4,180 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from openrlhf_maestro.report import figures, formats
+from openrlhf_maestro.report import compare_figures, figures, formats
+from openrlhf_maestro.report.browser import evaluation_browser, rollout_browser
+from openrlhf_maestro.report.compare import LAST_STEPS, Contender, contenders, datasources, differing_options
+from openrlhf_maestro.report.embed import embedded_json, script_hash
+from openrlhf_maestro.report.evaluations import read_comparison_tables, read_summary
 from openrlhf_maestro.report.responses import sample_groups, segments
-from openrlhf_maestro.report.run import Run, load_run
+from openrlhf_maestro.report.run import Run, flat, load_run
+from openrlhf_maestro.report.sample import advantages_by_step, sample_evaluation, sample_rollouts
 from openrlhf_maestro.report.summary import (
     accuracy_rows,
     cards,
     component_times,
     constant_weights,
+    missing_rates,
+    per_token,
+    run_name,
+    score_rows,
     timing,
     weighting,
 )
 
+SCRIPTS = ("charts.js", "browser.js")
 
-def write_report(run_dir: Path, output: Path | None = None) -> Path:
+# `eval.verdict` in words.
+VERDICTS = {"judge": "the judge", "reference": "comparison with the reference"}
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a page can show beside the run directories: folders of `maestro evaluate`, and how often it loads itself."""
+
+    evaluations: Sequence[Path] = ()
+    comparison: Path | None = None
+    refresh_s: int | None = None
+
+    def content(self) -> dict[str, Any]:
+        """What the templates name of it. Raises DataError for a folder that is no finished evaluation or comparison."""
+        return {
+            "evaluations": [read_summary(folder) for folder in self.evaluations],
+            "comparison": read_comparison_tables(self.comparison) if self.comparison else None,
+            "refresh_s": self.refresh_s,
+        }
+
+
+def write_report(run_dir: Path, output: Path | None = None, extras: Extras | None = None) -> Path:
     """Write the page of a run directory and return its path, by default `run_dir/report.html`.
 
-    Reads config.yaml, metrics.jsonl and rollouts/ only; a run that is still going or was stopped is shown as far as it
-    got. The page is one file without scripts or links to other files, and replaces an earlier one in one move.
+    Reads files only; a run that is still going or was stopped is shown as far as it got. The page is one file without
+    links to others, and replaces an earlier one in one move.
 
-    Raises ReportError where `run_dir` is not a run directory, OSError where the page cannot be written.
+    Raises ReportError where `run_dir` is not a run directory, DataError for evaluations that cannot be read, OSError
+    where the page cannot be written.
     """
-    page = render(load_run(run_dir))
+    content = (extras or Extras()).content()
     target = output or run_dir / "report.html"
-    _write_atomically(target, page)
+    write_atomically(target, render("report.html.j2", run_content(load_run(run_dir)) | content))
     return target
 
 
-def render(run: Run) -> str:
-    """The page as HTML. Every text of the run is escaped: prompts and responses are untrusted."""
+def write_comparison(run_dirs: Sequence[Path], output: Path | None = None, extras: Extras | None = None) -> Path:
+    """Write the page of several runs side by side and return its path, by default `report.html` in this folder.
+
+    Raises what `write_report` raises, and ReportError for a run that is given twice or for too many of them.
+    """
+    content = (extras or Extras()).content()
+    target = output or Path("report.html")
+    write_atomically(target, render("compare.html.j2", compare_content(contenders(run_dirs)) | content))
+    return target
+
+
+def render(template: str, content: dict[str, Any]) -> str:
+    """A page as HTML. Every text of the run is escaped: prompts and responses are untrusted."""
+    loader = PackageLoader("openrlhf_maestro.report")
     environment = Environment(
-        loader=PackageLoader("openrlhf_maestro.report"),
+        loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["zip"] = zip
     environment.filters |= {
         "number": formats.number,
         "signed": formats.signed,
         "percent": formats.percent,
         "points": formats.points,
         "seconds": formats.seconds,
+        "milliseconds": formats.milliseconds,
         "segments": segments,
+        "json": embedded_json,
         "svg": Markup,  # charts.py escapes what it puts into a drawing
     }
-    return environment.get_template("report.html.j2").render(**_content(run))
+    script = "".join(loader.get_source(environment, name)[0] for name in SCRIPTS)
+    code = {"script": Markup(script), "script_hash": script_hash(script)}  # our own files, the same in every page
+    return environment.get_template(template).render(**content, **code)
 
 
-def _content(run: Run) -> dict[str, Any]:
-    """Everything the template names."""
+def run_content(run: Run) -> dict[str, Any]:
+    """Everything that report.html.j2 names of the run."""
     rows, times, groups = accuracy_rows(run), timing(run), sample_groups(run)
+    a_token = per_token(run, times)
+    sample = sample_rollouts(run)
     components = run.components()
-    shown = dict.fromkeys([*components, *(name for group in groups for name in group.responses[0].raw)])
+    shown = list(dict.fromkeys([*components, *(name for row in sample.rows for name in row.raw)]))
+    colours = figures.component_colours(shown)
     fixed = constant_weights(run)
+    rollouts, evaluation = rollout_browser(sample, shown, colours), evaluation_browser(sample_evaluation(run))
     return {
-        "name": run.option("run.name") or run.path.resolve().name,
+        "name": run_name(run),
         "run": run,
         "components": components,
-        "colours": figures.component_colours(list(shown)),
+        "colours": colours,
         "weighting": weighting(run),
         "cards": cards(run),
         "accuracy": rows,
         "accuracy_panels": figures.accuracy_panels(rows),
+        "verdict": VERDICTS.get(run.option("eval.verdict"), "the rule"),
+        "missing": missing_rates(run),
+        "scores": score_rows(run),
+        "evaluation": evaluation,
         "fixed_weights": fixed,
         "weight_panels": [] if fixed else figures.weight_panels(run),
         "conductor_panels": figures.conductor_panels(run),
         "reward_panels": figures.reward_panels(run),
         "component_panels": figures.component_panels(run),
+        "advantage_panels": figures.advantage_panels(run, advantages_by_step(sample)),
         "fault_panels": figures.fault_panels(run),
         "policy_panels": figures.policy_panels(run),
+        "syncs": figures.sync_steps(run),
+        "max_sync_marks": figures.MAX_SYNC_MARKS,
         "timing": times,
+        "token_timing": a_token,
         "component_times": component_times(run),
         "timing_panel": figures.timing_panel(times),
+        "token_timing_panel": figures.token_timing_panel(a_token),
         "phase_colours": figures.PHASE_COLOURS,
         "smoothing": figures.smoothing_note(run),
+        "rollouts": rollouts,
         "groups": groups,
-        "settings": dict(_flat(run.config)),
+        "settings": dict(flat(run.config)),
         # Last: reading the rollouts may add to it.
         "problems": run.problems,
     }
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested options as (dotted name, value)."""
-    for name, value in options.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def compare_content(runs: list[Contender]) -> dict[str, Any]:
+    """Everything that compare.html.j2 names of the runs."""
+    problems = [f"{run.name}: {problem}" for run in runs for problem in run.run.problems]
+    options = differing_options(runs)
+    return {
+        "runs": runs,
+        "names": [run.name for run in runs],
+        "run_colours": {run.name: run.colour for run in runs},
+        "datasources": datasources(runs),
+        "accuracy_panels": compare_figures.accuracy_panels(runs),
+        "reward_panels": compare_figures.reward_panels(runs),
+        "weight_panels": compare_figures.weight_panels(runs),
+        "policy_panels": compare_figures.policy_panels(runs),
+        "smoothing": any(figures.smoothing_note(run.run) for run in runs),
+        "last_steps": LAST_STEPS,
+        "options": options,
+        "problems": problems,
+    }
 
 
-def _write_atomically(target: Path, text: str) -> None:
+def write_atomically(target: Path, text: str) -> None:
     """A reader, or a full disk, never meets half a page."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")

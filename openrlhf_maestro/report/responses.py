@@ -6,7 +6,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from openrlhf_maestro.report.run import Rollout, Run
+from openrlhf_maestro.report.embed import visible
+from openrlhf_maestro.report.rollouts import Rollout
+from openrlhf_maestro.report.run import Run
 
 # Rollout files looked through for data sets that the last step happened not to draw.
 STEPS_BACK = 4
@@ -14,8 +16,6 @@ MAX_DATASOURCES = 8
 MAX_CHARACTERS = 6000
 
 TAG = re.compile(r"(</?(?:think|answer)>)")
-# Control characters would be dropped or repaired by a browser: show them as their Unicode pictures instead.
-CONTROL_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,5 @@ def _ranked(members: list[Rollout]) -> list[Rollout]:
 
 def segments(text: str) -> list[tuple[str, bool]]:
     """Text split at its reasoning and answer tags, as (piece, is a tag); control characters shown, long text cut."""
-    shown = text[:MAX_CHARACTERS].translate(CONTROL_PICTURES)
-    if len(text) > MAX_CHARACTERS:
-        shown += f" … ({len(text) - MAX_CHARACTERS:,} more characters)"
+    shown = visible(text, MAX_CHARACTERS)
     return [(piece, TAG.fullmatch(piece) is not None) for piece in TAG.split(shown) if piece]

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from openrlhf_maestro.errors import UserError
+from openrlhf_maestro.report.rollouts import (
+    UNREADABLE,
+    Evaluated,
+    Rollout,
+    count_rows,
+    number_or_nan,
+    read_evaluated,
+    read_rollouts,
+)
 
-ROLLOUT_FILE = re.compile(r"step_(\d+)\.parquet")
+STEP_FILE = re.compile(r"step_(\d+)\.parquet")
+Read = TypeVar("Read")
 
 # Components of the paper first and in its order, so that each keeps its place and colour in every report.
 PAPER_COMPONENTS = ("format", "perplexity", "entropy", "length", "preference")
@@ -47,26 +55,6 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One response of `rollouts/step_N.parquet`, with each reward component by name."""
-
-    step: int
-    prompt: str
-    response: str
-    reference: str | None
-    datasource: str
-    group: int
-    action: str | None
-    scalar_reward: float
-    advantage: float
-    truncated: bool
-    response_tokens: int
-    raw: dict[str, float]
-    norm: dict[str, float]
-    weight: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Run:
     """A run directory's content. `problems` says in words what could not be read, for the page to show."""
 
@@ -74,6 +62,7 @@ class Run:
     config: Mapping[str, Any]
     records: list[dict[str, Any]]
     rollout_files: dict[int, Path]
+    evaluation_files: dict[int, Path]
     problems: list[str] = field(default_factory=list)
 
     def option(self, dotted: str) -> Any:
@@ -88,7 +77,7 @@ class Run:
     def series(self, key: str) -> Series:
         """One key of metrics.jsonl over the steps that logged it; null is the same as no key."""
         logged = [record for record in self.records if record.get(key) is not None]
-        return Series([record["step"] for record in logged], [_number(record[key]) for record in logged])
+        return Series([record["step"] for record in logged], [number_or_nan(record[key]) for record in logged])
 
     def names_between(self, prefix: str, suffix: str) -> list[str]:
         """What stands between prefix and suffix in the keys of metrics.jsonl, in order of first appearance."""
@@ -117,15 +106,33 @@ class Run:
         pairs = self.names_between("conductor/weight/", "")
         return sorted({pair.rpartition("/")[0] for pair in pairs if "/" in pair})
 
-    def rollouts(self, step: int) -> list[Rollout]:
-        """The responses of one step, in file order; empty, with a line in `problems`, where the file is damaged."""
-        path = self.rollout_files[step]
+    @property
+    def finished(self) -> bool:
+        """The final model is there, and was written after the last line of metrics.jsonl."""
+        model, metrics = self.path / "model" / "config.json", self.path / "metrics.jsonl"
+        return model.is_file() and metrics.is_file() and model.stat().st_mtime >= metrics.stat().st_mtime
+
+    def rollout_counts(self) -> dict[int, int]:
+        """Responses in each step's file, steps ascending; damaged files are left out, with a line in `problems`."""
+        counted = {step: self._read(path, count_rows) for step, path in self.rollout_files.items()}
+        return {step: count for step, count in counted.items() if count is not None}
+
+    def rollouts(self, step: int, most: int | None = None) -> list[Rollout]:
+        """The responses of one step (`read_rollouts`); empty, with a line in `problems`, where the file is damaged."""
+        return self._read(self.rollout_files[step], lambda path: read_rollouts(path, most)) or []
+
+    def evaluated(self, step: int) -> list[Evaluated]:
+        """The held-out responses of one evaluation; empty, with a line in `problems`, where the file is damaged."""
+        return self._read(self.evaluation_files[step], read_evaluated) or []
+
+    def _read(self, path: Path, reader: Callable[[Path], Read]) -> Read | None:
         try:
-            rows = pq.read_table(path).to_pylist()
-            return [_rollout(row) for row in rows]
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
-            self.problems.append(f"rollouts/{path.name} could not be read ({_first_line(error)}); it was left out.")
-            return []
+            return reader(path)
+        except UNREADABLE as error:
+            fault = f"{path.parent.name}/{path.name} could not be read"
+            if not any(problem.startswith(fault) for problem in self.problems):
+                self.problems.append(f"{fault} ({_first_line(error)}); it was left out.")
+            return None
 
 
 def load_run(run_dir: Path) -> Run:
@@ -148,8 +155,20 @@ def load_run(run_dir: Path) -> Run:
         problems.append("config.yaml is missing, so the settings of the run are not known.")
     # Files of later steps are left over from before a resume and will be written again.
     reached = records[-1]["step"] if records else math.inf
-    files = {step: path for step, path in _rollout_files(run_dir) if step <= reached}
-    return Run(run_dir, config, records, files, problems)
+    rollouts, evaluations = (
+        {step: path for step, path in _step_files(run_dir / folder) if step <= reached}
+        for folder in ("rollouts", "evaluations")
+    )
+    return Run(run_dir, config, records, rollouts, evaluations, problems)
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested options as (dotted name, value)."""
+    for name, value in options.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -190,48 +209,9 @@ def _parsed(lines: list[str], problems: list[str]) -> Iterator[dict[str, Any]]:
             problems.append(f"Line {number} of metrics.jsonl could not be read; it was left out.")
 
 
-def _rollout_files(run_dir: Path) -> Iterable[tuple[int, Path]]:
-    found = ((ROLLOUT_FILE.fullmatch(path.name), path) for path in (run_dir / "rollouts").glob("step_*.parquet"))
+def _step_files(folder: Path) -> Iterable[tuple[int, Path]]:
+    found = ((STEP_FILE.fullmatch(path.name), path) for path in folder.glob("step_*.parquet"))
     return sorted((int(match[1]), path) for match, path in found if match)
-
-
-def _rollout(row: dict[str, Any]) -> Rollout:
-    """Raises KeyError where a column of the format is missing."""
-    components = [column[len("raw_") :] for column in row if column.startswith("raw_")]
-    return Rollout(
-        step=row["step"],
-        prompt=row["prompt"],
-        response=row["response"],
-        reference=row["reference"],
-        datasource=row["datasource"],
-        group=row["group"],
-        action=_action_name(row["action"], components),
-        scalar_reward=_number(row["scalar_reward"]),
-        advantage=_number(row["advantage"]),
-        truncated=bool(row["truncated"]),
-        response_tokens=row["response_tokens"],
-        raw={name: _raw(row[f"raw_{name}"]) for name in components},
-        norm={name: _number(row[f"norm_{name}"]) for name in components},
-        weight={name: _number(row[f"weight_{name}"]) for name in components},
-    )
-
-
-def _action_name(action: str | int | None, components: list[str]) -> str | None:
-    """The emphasised component, logged by name or by its place among the columns; -1 or null: none was drawn."""
-    if isinstance(action, int):
-        return components[action] if 0 <= action < len(components) else None
-    return action or None
-
-
-def _raw(value: float | None) -> float:
-    """A raw reward: -inf (the response's fault) is kept; null is the same as NaN (missing)."""
-    return math.nan if value is None else float(value)
-
-
-def _number(value: Any) -> float:
-    """A finite float, or NaN."""
-    number = float(value) if isinstance(value, int | float) else math.nan
-    return number if math.isfinite(number) else math.nan
 
 
 def _first_line(error: Exception) -> str:

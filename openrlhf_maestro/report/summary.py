@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from openrlhf_maestro.evaluation.accuracy import Accuracy
 from openrlhf_maestro.report.formats import NONE, number, percent, points, seconds
-from openrlhf_maestro.report.run import Run
+from openrlhf_maestro.report.run import Run, Series
 
 OVERALL = "overall"
 
@@ -76,8 +76,17 @@ class AccuracyRow:
 
 
 @dataclass(frozen=True)
+class ScoreRow:
+    """Mean score of one data set's held-out responses at every evaluation, and how many there were; 0: not logged."""
+
+    datasource: str
+    scores: Series
+    sizes: list[int]
+
+
+@dataclass(frozen=True)
 class Timing:
-    """Seconds of each phase at each step that has a total; `other` is what the phases leave of it."""
+    """Time of each phase at each step that has a total; `other` is what the phases leave of it."""
 
     steps: list[int]
     total: list[float]
@@ -143,6 +152,24 @@ def _pooled(rows: list[AccuracyRow]) -> AccuracyRow | None:
     return AccuracyRow(OVERALL, pooled) if pooled else None
 
 
+def missing_rates(run: Run) -> dict[str, float]:
+    """Share of each data set's responses without a verdict at its last evaluation, where it is not 0."""
+    rates = {
+        name: run.series(f"eval/{name}/missing_rate").finite() for name in run.names_between("eval/", "/missing_rate")
+    }
+    return {name: values[-1] for name, values in rates.items() if values and values[-1] > 0}
+
+
+def score_rows(run: Run) -> list[ScoreRow]:
+    """One row a data set whose scores say more than its accuracy, sorted, `overall` last."""
+    rows = []
+    for datasource in sorted(run.names_between("eval/", "/score"), key=lambda name: (name == OVERALL, name)):
+        scores, sizes = run.series(f"eval/{datasource}/score"), run.series(f"eval/{datasource}/n")
+        if scores and scores != run.series(f"eval/{datasource}/accuracy"):
+            rows.append(ScoreRow(datasource, scores, [0 if math.isnan(n) else int(n) for n in sizes.at(scores.steps)]))
+    return rows
+
+
 def timing(run: Run) -> Timing:
     """How the seconds of each step divide over the phases; steps without a total are left out."""
     logged = run.series("time/step_s")
@@ -153,6 +180,21 @@ def timing(run: Run) -> Timing:
     parts = [sum(at_step) for at_step in zip(*phases.values(), strict=True)]
     phases[REST] = [max(0.0, all_of_it - known) for all_of_it, known in zip(total, parts, strict=True)]
     return Timing(steps, total, phases)
+
+
+def per_token(run: Run, times: Timing) -> Timing:
+    """The same in milliseconds a response token, of the steps whose tokens were logged."""
+    tokens = dict(zip(times.steps, run.series("rollout/tokens").at(times.steps), strict=True))
+    kept = [index for index, step in enumerate(times.steps) if tokens[step] > 0]
+
+    def divided(values: list[float]) -> list[float]:
+        return [1000 * values[index] / tokens[times.steps[index]] for index in kept]
+
+    return Timing(
+        [times.steps[index] for index in kept],
+        divided(times.total),
+        {name: divided(values) for name, values in times.phases.items()},
+    )
 
 
 def constant_weights(run: Run) -> dict[str, float]:
@@ -175,6 +217,11 @@ def cards(run: Run) -> list[Card]:
         _length_card(run),
         _logprob_card(run),
     ]
+
+
+def run_name(run: Run) -> str:
+    """`run.name`, or the folder's name where it is not known."""
+    return str(run.option("run.name") or run.path.resolve().name)
 
 
 def weighting(run: Run) -> str:
@@ -226,14 +273,10 @@ def _reward_card(run: Run) -> Card:
 
 
 def _time_card(run: Run) -> Card:
-    times = run.series("time/step_s")
-    per_token = [
-        1000 * time / tokens
-        for time, tokens in zip(times.values, run.series("rollout/tokens").at(times.steps), strict=True)
-        if tokens > 0
-    ]
-    note = f"{number(_median(per_token))} ms a response token" if per_token else ""
-    return Card("Median step time", seconds(_median(times.values)), note)
+    times = timing(run)
+    a_token = per_token(run, times)
+    note = f"{number(a_token.median_total)} ms a response token" if a_token.steps else ""
+    return Card("Median step time", seconds(times.median_total), note)
 
 
 def _length_card(run: Run) -> Card:

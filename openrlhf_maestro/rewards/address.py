@@ -20,8 +20,8 @@ def client_options() -> dict[str, Any]:
     return {"follow_redirects": False, "trust_env": False, "verify": httpx.create_ssl_context()}
 
 
-async def refuse_link_local(name: str, url: str) -> None:
-    """Resolve the host of `url`, on behalf of component `name`; to be called before each request.
+async def refuse_link_local(owner: str, url: str) -> None:
+    """Resolve the host of `url`, on behalf of `owner`; to be called before each request.
 
     Raises:
         RunError: one of the host's addresses is link-local, or the host is no name at all.
@@ -33,11 +33,11 @@ async def refuse_link_local(name: str, url: str) -> None:
     except socket.gaierror as error:
         raise TransientError(f"{url}: the host cannot be resolved: {error.strerror}") from error
     except UnicodeError as error:
-        raise RunError(f"reward component {name}: {url}: the host is no name that can be resolved: {error}.") from error
+        raise RunError(f"{owner}: {url}: the host is no name that can be resolved: {error}.") from error
     for *_, address in found:
         if _is_link_local(str(address[0])):
             raise RunError(
-                f"reward component {name}: {url} leads to {address[0]}, a link-local address, which is refused. "
+                f"{owner}: {url} leads to {address[0]}, a link-local address, which is refused. "
                 "Give the address of the scorer itself."
             )
 

@@ -111,7 +111,7 @@ class Endpoint:
     async def _post(self, body: bytes) -> str:
         """The text of the answer to one attempt. What may pass is a TransientError, the rest a RunError."""
         url = self._section.url
-        await refuse_link_local(self._service.name, url)
+        await refuse_link_local(f"reward component {self._service.name}", url)
         if self._client is None:
             self._client = self._connect()
         try:

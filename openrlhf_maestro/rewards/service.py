@@ -28,6 +28,7 @@ RETRIED_STATUS = frozenset({408, 409, 425, 429, *range(500, 600)})
 # A circuit that opened lets calls through again after this long: a run has ended by then, a server has not.
 REST_S = 30.0
 MAX_EXCERPT = 200
+RESUME = "Bring the scorer back and continue with --run.resume auto."
 
 
 class TransientError(Exception):
@@ -39,7 +40,7 @@ class ServiceDown(RunError):
 
 
 class Service:
-    """Calls on behalf of one component (RELIABILITY row 13).
+    """Calls on behalf of one component or judge (RELIABILITY row 13).
 
     At most `concurrency` calls at a time. A call that raises TransientError is repeated with exponential, jittered
     waits; no repetition starts later than `retry_s` after the first attempt, then its value is missing. After
@@ -47,8 +48,11 @@ class Service:
     `REST_S` seconds raise ServiceDown.
     """
 
-    def __init__(self, name: str, options: ServiceOptions) -> None:
+    def __init__(self, name: str, options: ServiceOptions, *, owner: str | None = None, mend: str = RESUME) -> None:
+        """`owner`: who calls, for errors; default "reward component <name>". `mend`: how to go on after an outage."""
         self.name = name
+        self._owner = owner
+        self._mend = mend
         self.options = options
         self.failures = 0
         self._slots = asyncio.Semaphore(options.concurrency)
@@ -86,10 +90,8 @@ class Service:
 
     def _down(self, reason: str = "") -> ServiceDown:
         cause = f" (the last: {reason})" if reason else ""
-        return ServiceDown(
-            f"reward component {self.name}: {self.failures} calls in a row failed{cause}. Bring the scorer back and "
-            "continue with --run.resume auto."
-        )
+        owner = self._owner or f"reward component {self.name}"
+        return ServiceDown(f"{owner}: {self.failures} calls in a row failed{cause}. {self._mend}")
 
 
 def excerpt(text: str) -> str:

@@ -76,6 +76,7 @@ def assemble(
         watch=collapse_watch(config),
         best=_best(config, run_dir),
         loggers=inputs.loggers,
+        stop=inputs.stop,
     )
 
 

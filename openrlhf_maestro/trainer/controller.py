@@ -25,11 +25,21 @@ from openrlhf_maestro.trainer.loggers import Loggers
 from openrlhf_maestro.trainer.metrics import Stopwatch, step_metrics
 from openrlhf_maestro.trainer.resume import saved_steps
 from openrlhf_maestro.trainer.run_dir import RunDir
+from openrlhf_maestro.trainer.stopping import StopRequest
 from openrlhf_maestro.trainer.sync import WeightSync
 from openrlhf_maestro.trainer.workers import Workers
 
 # Mean |log p_vllm - log p_trainer| at which a run stops. fp32: 4e-7 was measured; bf16 rounds each by about 1e-2.
 LOGPROB_DIFF_LIMITS = {"fp32": 1e-3, "bf16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Held-out verdicts before and after, if there are any; the last step done where it was asked to stop."""
+
+    before: Summary | None
+    after: Summary | None
+    stopped_after: int | None = None
 
 
 @dataclass
@@ -47,11 +57,13 @@ class Controller:
     watch: CollapseWatch | None  # where the weights are learned
     best: BestModel | None  # where it is evaluated between steps
     loggers: Loggers
+    stop: StopRequest
 
-    def train(self, start: int, total: int) -> tuple[Summary | None, Summary | None]:
-        """Steps `start` + 1 to `total`. Returns the held-out verdicts before and after, if there are any."""
+    def train(self, start: int, total: int) -> Outcome:
+        """Steps `start` + 1 to `total`, or to the one in which the run is asked to stop."""
         before = self._evaluate_between_steps(0) if start == 0 else None
         after = before
+        self.stop.begin_steps()
         with TrainingConsole(total, start) as console:
             for step in range(start + 1, total + 1):
                 clock = Stopwatch()
@@ -77,13 +89,15 @@ class Controller:
                     metrics |= evaluation_metrics(after) if after else {}
                     self.keep_best(step, metrics)
                 self.record(step, scored, metrics)
-                if self.is_due(step, self.config.ckpt.save_steps):
+                if self.is_due(step, self.config.ckpt.save_steps) or (self.stop.requested and step < total):
                     console.phase("saving")
                     self.save_checkpoint(step)
                 console.step(step, metrics, self.config.component_names)
                 for warning in self.watch.warnings(metrics) if self.watch is not None else ():
                     CONSOLE.print(f"step {step}: {warning}", soft_wrap=True)
-        return before, after
+                if self.stop.requested and step < total:
+                    return Outcome(before, after, stopped_after=step)
+        return Outcome(before, after)
 
     def collect(self, step: int, clock: Stopwatch, console: TrainingConsole) -> Scored | None:
         """The step's scored groups. Where a scorer ends the run, a checkpoint of the step before is written first."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from openrlhf_maestro.evaluation.log import AppendLog, Row
 from openrlhf_maestro.evaluation.pairwise import PairwiseVerdicts
 from openrlhf_maestro.evaluation.results import RESULTS, Result, write_results
 from openrlhf_maestro.evaluation.verdicts import VoteCounts, Watch
+from openrlhf_maestro.rewards.service import excerpt
 from openrlhf_maestro.rollout.offline import OfflineEngine, Request, engine_arguments, output_to, prepare_environment
 from openrlhf_maestro.rollout.responses import response_seed
 from openrlhf_maestro.trainer.bundled import bundled_dataset, bundled_policy
@@ -44,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     folder = EvaluationDir(config.folder)
     with _Bar() as bar:
         verdicts = _make_verdicts(config, prompts, folder.path, bar.show_votes)
-        with CONSOLE.status("preparing"):  # a minute where a bundled model is made
+        with _status(CONSOLE, "preparing"):  # a minute where a bundled model is made
             model = bundled_policy(config.model.name_or_path, config.run.assets_dir)
         prepare_environment(config, device)
         wanted, max_model_len = _wanted(config, prompts, model)
@@ -127,7 +129,11 @@ def _wanted(config: EvaluateConfig, prompts: PromptSet, model: str) -> tuple[lis
         )
     data = config.data.as_prompts()
     fitted = fit_prompts(
-        prompts, data, render=prompt_renderer(tokenizer, data), max_prompt_tokens=positions - new_tokens
+        prompts,
+        data,
+        render=prompt_renderer(tokenizer, data),
+        max_prompt_tokens=positions - new_tokens,
+        budget=f"the {positions} positions of the model, or data.max_len, less generation.max_new_tokens",
     )
     for reason, count in fitted.dropped.items():
         CONSOLE.print(f"{count} rows left out: {reason}")
@@ -165,15 +171,17 @@ def _respond(
         if len(absent) < len(wanted):
             CONSOLE.print(f"{len(wanted) - len(absent)} of {len(wanted)} responses are there already", soft_wrap=True)
         if absent:
-            for row in _sampled(config, model, device, max_model_len, absent, folder):
-                log.append(row)
-                found[row["key"]] = row
+            # Closed before an error is shown: until then what is printed goes to the engine's log.
+            with closing(_sampled(config, model, device, max_model_len, absent, folder)) as sampled:
+                for row in sampled:
+                    log.append(row)
+                    found[row["key"]] = row
         return folder.order_responses(wanted, found)
 
 
 def _sampled(
     config: EvaluateConfig, model: str, device: str, max_model_len: int, wanted: Sequence[Wanted], folder: EvaluationDir
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """The rows of new responses, as they finish."""
     from transformers import AutoTokenizer
 
@@ -188,9 +196,9 @@ def _sampled(
     requests = [Request(one.key, one.prompt.token_ids, one.seed) for one in wanted]
     with output_to(folder.log) as terminal, _failing(model, folder.log):
         console = Console(file=terminal, highlight=False)
-        with console.status(f"loading {config.model.name_or_path}"):
+        with _status(console, f"loading {config.model.name_or_path}"):
             engine = OfflineEngine(engine_arguments(config, model, device, max_model_len))
-        with engine, Progress(*_columns("responses"), console=console, transient=True) as progress:
+        with engine, _progress("responses", console) as progress:
             task = progress.add_task("responses", total=len(requests))
             for key, response in engine.generate(requests, sampling):
                 text = tokenizer.decode(response.text_token_ids)
@@ -206,7 +214,8 @@ def _failing(model: str, log: Path) -> Iterator[None]:
     except (MaestroError, KeyboardInterrupt, GeneratorExit):
         raise
     except Exception as error:
-        reason = next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)
+        traceback.print_exc()  # into the log
+        reason = excerpt(str(error)) or type(error).__name__
         raise RunError(f"vLLM failed with {model}: {reason} Its output: {log}") from error
 
 
@@ -246,7 +255,7 @@ class _Bar:
     """The progress of a judge, shown once there is one."""
 
     def __init__(self) -> None:
-        self._progress = Progress(*_columns("votes"), console=CONSOLE, transient=True)
+        self._progress = _progress("votes", CONSOLE)
         self._task: Any = None
 
     def __enter__(self) -> _Bar:
@@ -262,14 +271,14 @@ class _Bar:
         self._progress.update(self._task, completed=counts.done)
 
 
-def _columns(what: str) -> tuple[Any, ...]:
-    return (
-        TextColumn(what),
-        MofNCompleteColumn(),
-        BarColumn(),
-        _Speed(),
-        TimeRemainingColumn(),
-    )
+def _status(console: Console, text: str) -> AbstractContextManager[object]:
+    """A spinner; in a log file it would be an empty line."""
+    return console.status(text) if console.is_terminal else nullcontext()
+
+
+def _progress(what: str, console: Console) -> Progress:
+    columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), _Speed(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 class _Speed(TextColumn):

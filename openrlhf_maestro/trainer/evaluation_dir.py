@@ -19,7 +19,7 @@ from openrlhf_maestro.trainer.run_dir import write_atomically
 
 RESPONSES = "responses.jsonl"
 MADE_BY = "made_by.json"
-VLLM_LOG = "vllm.log"
+ENGINE_LOG = "engine.log"
 
 # What decides a response, beside its prompt, which is compared itself. More samples or rows may be added later.
 _DECIDING = {
@@ -74,7 +74,7 @@ class EvaluationDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.responses = path / RESPONSES
-        self.log = path / VLLM_LOG
+        self.log = path / ENGINE_LOG
 
     def start(self, config: EvaluateConfig, model: str, device: str) -> Path | None:
         """Make the folder ready; returns where an earlier evaluation was moved, if one was.

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from openrlhf_maestro.config.evaluate import EvaluateConfig
 from openrlhf_maestro.evaluation import Verdicts
 from openrlhf_maestro.evaluation.pairwise import PairwiseVerdicts
+from openrlhf_maestro.evaluation.prompts import load_instructions
 from openrlhf_maestro.evaluation.results import Result
 from openrlhf_maestro.evaluation.tables import Summary, percent, summarise, table
 from openrlhf_maestro.evaluation.verdicts import VoteCounts
@@ -44,6 +46,12 @@ def conclude(config: EvaluateConfig, folder: EvaluationDir, results: Sequence[Re
 
 def _verdict_settings(config: EvaluateConfig) -> dict[str, Any]:
     settings = config.verdict_settings()
+    if config.kind in ("judge", "pairwise"):
+        # A file's name holds a digest of its text.
+        settings["prompt"] = load_instructions(config.judge.prompt).name
+        settings["by_datasource"] = {
+            source: load_instructions(prompt).name for source, prompt in settings["by_datasource"].items()
+        }
     if config.kind == "pairwise":
         settings["opponent"] = Path(config.verdict.against or "").resolve().name
     return settings
@@ -58,7 +66,8 @@ def _print(
         shown.add_column(name, justify="right" if name in found.numbers else "left")
     for row in found.rows:
         shown.add_row(*row)
-    CONSOLE.print(shown)
+    # Only a terminal has an edge to fold at.
+    (CONSOLE if CONSOLE.is_terminal else Console(width=200, highlight=False)).print(shown)
     if counts is not None:
         CONSOLE.print(
             f"{counts.total} replies of the judge: {counts.reused} there already, {counts.asked} new, "

@@ -27,6 +27,7 @@ from openrlhf_maestro.trainer.console import CONSOLE, held_out_table
 from openrlhf_maestro.trainer.loggers import Loggers, make_loggers
 from openrlhf_maestro.trainer.resume import Checkpoint, find_checkpoint
 from openrlhf_maestro.trainer.run_dir import RunDir
+from openrlhf_maestro.trainer.stopping import StopRequest
 from openrlhf_maestro.upstream.device import check_device_options, choose_device
 
 # Given to vLLM to end its own processes before Ray kills its actor.
@@ -51,6 +52,7 @@ class Inputs:
     verdicts: Verdicts
     checkpoint: Checkpoint | None
     loggers: Loggers
+    stop: StopRequest
 
 
 def train(config: MaestroConfig) -> Path:
@@ -59,7 +61,13 @@ def train(config: MaestroConfig) -> Path:
     Raises:
         UserError: configuration or data cannot work; found before a model is loaded.
         RunError: a failure while running; the traceback is in logs/controller.log.
+        KeyboardInterrupt: a signal came before the first step, or a second one.
     """
+    with StopRequest() as stop:
+        return _run(config, stop)
+
+
+def _run(config: MaestroConfig, stop: StopRequest) -> Path:
     check_model_folder(config)
     data = check_data(config)
     device = choose_device(config.run.device)
@@ -80,7 +88,7 @@ def train(config: MaestroConfig) -> Path:
     try:
         loggers = make_loggers(config, run_dir.path, checkpoint.step if checkpoint is not None else 0)
         try:
-            return _train(resolved, device, Inputs(run_dir, data, components, verdicts, checkpoint, loggers))
+            return _train(resolved, device, Inputs(run_dir, data, components, verdicts, checkpoint, loggers, stop))
         finally:
             loggers.close()
     except (MaestroError, KeyboardInterrupt) as error:
@@ -201,15 +209,25 @@ def _train(config: MaestroConfig, device: str, inputs: Inputs) -> Path:
             CONSOLE.print(
                 f"ready after {time.monotonic() - start_s:.0f} s; run directory {run_dir.path}/", soft_wrap=True
             )
-            before, after = controller.train(start, total)
-            cluster.finish(controller)
+            inputs.stop.install()
+            outcome = controller.train(start, total)
+            if outcome.stopped_after is None:
+                cluster.finish(controller)
         finally:
+            inputs.stop.begin_closing()
             cluster.stop()
     from openrlhf_maestro.report import write_report
 
     page = write_report(run_dir.path)
-    if before is not None and after is not None:
-        CONSOLE.print(held_out_table(before, after))
+    if outcome.stopped_after is not None:
+        CONSOLE.print(
+            f"stopped after step {outcome.stopped_after} of {total} as asked; --run.resume auto goes on from there\n"
+            f"page   {page}",
+            soft_wrap=True,
+        )
+        return page
+    if outcome.before is not None and outcome.after is not None:
+        CONSOLE.print(held_out_table(outcome.before, outcome.after))
     CONSOLE.print(f"model  {run_dir.model}/\npage   {page}", soft_wrap=True)
     return page
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import psutil
 import pyarrow.parquet as pq
@@ -204,3 +208,55 @@ def run_python() -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+SERVER_START_LIMIT_S, SERVER_STOP_LIMIT_S = 400.0, 30.0
+
+
+@contextmanager
+def process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is ended with all that it started; the first gets the time to give shared memory back."""
+    with log.open("wb") as output:
+        started = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield started
+    finally:
+        if started.poll() is None:
+            family = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
+            started.send_signal(signal.SIGTERM)
+            for left in psutil.wait_procs(family, timeout=SERVER_STOP_LIMIT_S)[1]:
+                left.kill()
+
+
+@pytest.fixture(scope="session")
+def judge_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a vLLM server in fp32, up and ready: model `judge`, untrained, key `local`."""
+    from openrlhf_maestro.data.assets import PolicyRecipe, ensure_asset
+    from openrlhf_maestro.launch.environment import process_environment
+
+    # The instructions take hundreds of tokens of its small vocabulary. Large weights, so that its replies differ.
+    model = ensure_asset("policy_base", ASSETS, PolicyRecipe(max_position_embeddings=2048, initializer_range=0.2))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"model": model, "served-model-name": "judge", "host": "127.0.0.1", "port": port, "dtype": "float32"}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words, "--enforce-eager"]
+    environment = os.environ | process_environment("cpu", trust_remote_code=False)
+    environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_API_KEY": "local"}
+    log = tmp_path_factory.mktemp("vllm") / "server.log"
+    with process(command, environment, log) as server:
+        deadline_s = time.monotonic() + SERVER_START_LIMIT_S
+        while not healthy(port):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline_s, log.read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+def healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False

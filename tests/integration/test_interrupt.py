@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of training: a short word, and nothing is left behind."""
+"""Signals in the middle of training: the first ends it after the step, the second at once; nothing is left behind."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pytest
 pytestmark = pytest.mark.integration
 
 SHARED_MEMORY = Path("/dev/shm")
-LIMIT_S = 20
+LIMIT_S = 60  # seconds, on a busy machine
 INTERRUPTED = 130
+HEARD = "finishing this step"
 
 
 @dataclass
@@ -48,54 +49,86 @@ def used_by(processes: list[psutil.Process]) -> set[str]:
     return {path.removeprefix(prefix).split("/")[0].strip() for path in paths if path.startswith(prefix)}
 
 
-@pytest.fixture(scope="module")
-def aftermath(start: Callable[..., Any], main_options: dict[str, Any]) -> Aftermath:
+def stopped_by(start: Callable[..., Any], options: dict[str, Any], *signals: signal.Signals) -> Aftermath:
+    """A run after step 3: the signals one after another, each after the word that the one before was heard."""
     before = names_in_shared_memory()
-    run = start(main_options | {"run.max_steps": 400, "train.seed": 7, "ckpt.save_steps": -1})
+    run = start(options | {"run.max_steps": 400, "train.seed": 7, "ckpt.save_steps": -1})
     run.wait_for_step(3)
     assert any(name.startswith(f"maestro-weights-{run.process.pid}-") for name in names_in_shared_memory())
     processes = run.descendants()
     used = used_by(processes)
     began = time.monotonic()
-    # A terminal sends it to the whole foreground group.
-    os.killpg(run.process.pid, signal.SIGINT)
+    for index, number in enumerate(signals):
+        while index and HEARD not in run.stderr:
+            assert time.monotonic() - began < LIMIT_S, run.stderr
+            time.sleep(0.01)
+        if number == signal.SIGINT:  # a terminal sends it to the whole foreground group
+            os.killpg(run.process.pid, number)
+        else:
+            run.process.send_signal(number)
     code = run.wait(timeout_s=120)
     took_s = time.monotonic() - began
     _, alive = psutil.wait_procs(processes, timeout=10)
     return Aftermath(run, code, took_s, alive, before, used)
 
 
-def test_exit_code_and_time(aftermath: Aftermath) -> None:
-    assert aftermath.exit_code == INTERRUPTED, aftermath.run.stderr
-    assert aftermath.took_s < LIMIT_S
+# What is sent, and the exit code.
+WAYS = {"at once": ((signal.SIGINT, signal.SIGINT), INTERRUPTED), "after the step": ((signal.SIGTERM,), 0)}
 
 
-def test_last_words_are_short(aftermath: Aftermath) -> None:
-    assert "Traceback" not in aftermath.run.stderr
-    assert aftermath.run.stderr.strip().splitlines()[-1] == "maestro: interrupted"
+@pytest.fixture(scope="module", params=WAYS)
+def stopped(request: pytest.FixtureRequest, start: Callable[..., Any], main_options: dict[str, Any]) -> Aftermath:
+    # An evaluation makes steps long enough for a second signal in the same one.
+    return stopped_by(start, main_options | {"eval.steps": 1, "eval.max_samples": 200}, *WAYS[request.param][0])
 
 
-def test_no_process_is_left(aftermath: Aftermath) -> None:
-    assert aftermath.left_alive == []
+def test_exit_code_and_time(request: pytest.FixtureRequest, stopped: Aftermath) -> None:
+    way = request.node.callspec.params["stopped"]
+    assert stopped.exit_code == WAYS[way][1], stopped.run.stderr
+    assert stopped.took_s < LIMIT_S
 
 
-def test_no_shared_memory_is_left(aftermath: Aftermath) -> None:
-    new = names_in_shared_memory() - aftermath.shared_memory_before
+def test_last_words_are_short(stopped: Aftermath) -> None:
+    assert "Traceback" not in stopped.run.stderr
+    heard, *rest = stopped.run.stderr.strip().splitlines()
+    assert HEARD in heard
+    assert rest == (["maestro: interrupted"] if stopped.exit_code else [])
+
+
+def test_a_run_that_finished_its_step_has_a_checkpoint(stopped: Aftermath) -> None:
+    """Of the last step that was done, although none was asked for (ckpt.save_steps -1)."""
+    last = stopped.run.steps()[-1]["step"]
+    saved = [folder.name for folder in (stopped.run.directory / "checkpoints").glob("global_step_*")]
+    if stopped.exit_code:
+        assert saved == []
+        return
+    assert saved == [f"global_step_{last}"]
+    assert f"stopped after step {last} of 400 as asked; --run.resume auto goes on" in stopped.run.output
+    assert not (stopped.run.directory / "model").exists()
+    assert (stopped.run.directory / "report.html").is_file()
+
+
+def test_no_process_is_left(stopped: Aftermath) -> None:
+    assert stopped.left_alive == []
+
+
+def test_no_shared_memory_is_left(stopped: Aftermath) -> None:
+    new = names_in_shared_memory() - stopped.shared_memory_before
     # Others on this machine may have made files of their own meanwhile.
-    assert new & aftermath.shared_memory_used == set()
-    assert not [name for name in new if name.startswith(f"maestro-weights-{aftermath.run.process.pid}-")]
+    assert new & stopped.shared_memory_used == set()
+    assert not [name for name in new if name.startswith(f"maestro-weights-{stopped.run.process.pid}-")]
 
 
-def test_what_was_written_is_whole(aftermath: Aftermath) -> None:
-    steps = [line["step"] for line in aftermath.run.steps()]
+def test_what_was_written_is_whole(stopped: Aftermath) -> None:
+    steps = [line["step"] for line in stopped.run.steps()]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 3
-    assert not list(aftermath.run.directory.rglob("*.partial"))
-    assert len(list((aftermath.run.directory / "rollouts").iterdir())) in (len(steps), len(steps) + 1)
+    assert not list(stopped.run.directory.rglob("*.partial"))
+    assert len(list((stopped.run.directory / "rollouts").iterdir())) in (len(steps), len(steps) + 1)
 
 
-def test_another_seed_is_another_run(main_run: Any, aftermath: Aftermath) -> None:
+def test_another_seed_is_another_run(main_run: Any, stopped: Aftermath) -> None:
     """This run's seed is not `main_run`'s, everything else of the first step is."""
-    ours, theirs = aftermath.run.rollouts(1), main_run.rollouts(1)
+    ours, theirs = stopped.run.rollouts(1), main_run.rollouts(1)
     assert ours["prompt"] != theirs["prompt"]
     assert ours["response"] != theirs["response"]
 

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
-import psutil
 import pytest
 
 from openrlhf_maestro.config.components import JudgeComponent
-from openrlhf_maestro.data.assets import PolicyRecipe, ensure_asset
 from openrlhf_maestro.errors import RunError
-from openrlhf_maestro.launch.environment import process_environment
 from openrlhf_maestro.rewards.groups import FAULT, Group, Missing, Score
 from openrlhf_maestro.rewards.judge import JudgeScorer, judge_messages
 
 pytestmark = pytest.mark.integration
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-START_LIMIT_S, STOP_LIMIT_S = 400.0, 30.0
 KEY_VARIABLE, KEY = "JUDGE_TEST_KEY", "local"
 QUESTION, REFERENCE = "How many in all: 3 owl 2 hat?", "5"
 ANSWERS = ("5", "4", "a cat", "the dog calls", "There are five of them in all.")
@@ -38,50 +24,9 @@ ANSWERS = ("5", "4", "a cat", "the dog calls", "There are five of them in all.")
 NUMBERS = {"structured_outputs": {"regex": r"0\.[0-9]{2}|1\.0"}}
 
 
-@contextmanager
-def process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is ended with all that it started; the first gets the time to give shared memory back."""
-    with log.open("wb") as output:
-        started = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        yield started
-    finally:
-        if started.poll() is None:
-            family = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
-            started.send_signal(signal.SIGTERM)
-            for left in psutil.wait_procs(family, timeout=STOP_LIMIT_S)[1]:
-                left.kill()
-
-
-@pytest.fixture(scope="module")
-def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The endpoint of `vllm serve` in fp32, up and ready."""
-    # The instructions take hundreds of tokens of its small vocabulary. Large weights, so that its replies differ.
-    model = ensure_asset("policy_base", ASSETS, PolicyRecipe(max_position_embeddings=2048, initializer_range=0.2))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {"model": model, "served-model-name": "judge", "host": "127.0.0.1", "port": port, "dtype": "float32"}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words, "--enforce-eager"]
-    environment = os.environ | process_environment("cpu", trust_remote_code=False)
-    environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_API_KEY": KEY}
-    log = tmp_path_factory.mktemp("vllm") / "server.log"
-    with process(command, environment, log) as server:
-        deadline_s = time.monotonic() + START_LIMIT_S
-        while not healthy(port):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline_s, log.read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-
-
-def healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False
+@pytest.fixture
+def base_url(judge_url: str) -> str:
+    return judge_url
 
 
 @pytest.fixture(autouse=True)

@@ -110,7 +110,7 @@ def test_an_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[s
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == "maestro: `trian` is not a command. Did you mean `train`?\n"
     assert main(["zzz"]) == 2
-    assert "train, sft, report" in capsys.readouterr().err
+    assert "prepare, train, sft" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -180,14 +180,19 @@ def test_python_dash_m_is_the_command() -> None:
 
 class TestReport:
     @pytest.fixture
-    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path | None]]:
-        calls: list[tuple[Path, Path | None]] = []
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path | list[Path], Path | None]]:
+        calls: list[tuple[Path | list[Path], Path | None]] = []
 
-        def write_report(run_dir: Path, output: Path | None) -> Path:
+        def write_report(run_dir: Path, output: Path | None, extras: object) -> Path:
             calls.append((run_dir, output))
             return output or run_dir / "report.html"
 
-        put_in_place(monkeypatch, "openrlhf_maestro.report", write_report=write_report, ReportError=ValueError)
+        def write_comparison(run_dirs: list[Path], output: Path | None, extras: object) -> Path:
+            calls.append((run_dirs, output))
+            return output or Path("report.html")
+
+        monkeypatch.setattr("openrlhf_maestro.report.write_report", write_report)
+        monkeypatch.setattr("openrlhf_maestro.report.write_comparison", write_comparison)
         return calls
 
     def test_prints_where_the_page_is(self, calls: list[object], capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +205,14 @@ class TestReport:
         assert calls == [(Path("runs/a"), Path("page.html"))]
         assert capsys.readouterr().out == "page.html\n"
 
-    @pytest.mark.parametrize("argv", [[], ["runs/a", "runs/b"], ["runs/a", "--output"], ["runs/a", "--ouput=x"]])
+    def test_several_runs_make_one_page(self, calls: list[object], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["report", "runs/a", "runs/b"]) == 0
+        assert calls == [([Path("runs/a"), Path("runs/b")], None)]
+        assert capsys.readouterr().out == "report.html\n"
+
+    @pytest.mark.parametrize(
+        "argv", [[], ["runs/a", "--output"], ["runs/a", "--ouput=x"], ["runs/a", "--watch", "--interval_s", "0"]]
+    )
     def test_wrong_arguments_are_one_line_and_exit_2(
         self, argv: list[str], calls: list[object], capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -1,10 +1,12 @@
 """Verdicts by rule and accuracy with Wilson's interval."""
 
 import math
+from pathlib import Path
 
 import pytest
 
-from openrlhf_maestro.evaluation import Accuracy, accuracy_by_datasource, rule_verdicts
+from openrlhf_maestro.config.verdicts import JudgeVerdictSection, ReferenceVerdictSection
+from openrlhf_maestro.evaluation import Accuracy, Item, Verdict, accuracy_by_datasource, make_verdicts
 
 
 def wilson_by_hand(right: int, total: int) -> tuple[float, float]:
@@ -43,14 +45,15 @@ def test_accuracy_is_grouped_by_datasource() -> None:
 
 
 def test_unequal_lengths_are_refused() -> None:
-    row = {"datasource": "comparing", "prompt": "Which is the largest: 1 2 3?", "reference": "3"}
-    with pytest.raises(ValueError, match="2 rows but 1 responses"):
-        rule_verdicts([row, row], ["<think>x</think><answer>3</answer>"])
     with pytest.raises(ValueError, match="1 datasources but 2 verdicts"):
         accuracy_by_datasource(["a"], [True, False])
 
 
-def test_verdicts_are_in_the_order_of_the_responses() -> None:
-    row = {"datasource": "comparing", "prompt": "Which is the largest: 1 2 3?", "reference": "3"}
+def test_verdicts_by_rule_are_in_the_order_of_the_responses() -> None:
     responses = ["<think>x</think><answer>3</answer>", "<think>x</think><answer>2</answer>", "3"]
-    assert rule_verdicts([row] * 3, responses) == [True, False, False]
+    items = [
+        Item(f"{number}#0", "comparing", "Which is the largest: 1 2 3?", "3", response)
+        for number, response in enumerate(responses)
+    ]
+    judging = make_verdicts("rule", JudgeVerdictSection(), ReferenceVerdictSection(), Path("unused"))
+    assert judging(items) == [Verdict(True, 1.0), Verdict(False, 0.0), Verdict(False, 0.0)]

@@ -434,4 +434,4 @@ def test_a_name_that_cannot_be_resolved_may_be_there_later(monkeypatch: pytest.M
 @pytest.mark.parametrize("host", ["a..b", "a" * 64])
 def test_a_host_that_is_no_name_is_refused(host: str) -> None:
     with pytest.raises(RunError, match=r"reward component a: http://a.* no name that can be resolved"):
-        asyncio.run(refuse_link_local("a", f"http://{host}/score"))
+        asyncio.run(refuse_link_local("reward component a", f"http://{host}/score"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import json
 import math
 import re
@@ -204,7 +207,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.texts.append(data)
 
     @property
@@ -261,7 +264,7 @@ def test_the_page_is_well_formed_and_every_section_is_there(run_dir: Path) -> No
     page = Page(run_dir / "report.html")
     assert page.open == []
     sections = [attributes.get("id") for tag, attributes in page.tags if tag == "section"]
-    assert sections == ["accuracy", "weights", "rewards", "policy", "time", "responses", "settings"]
+    assert sections == ["accuracy", "weights", "rewards", "policy", "time", "responses", "examples", "settings"]
     linked = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert linked == ["#main", *(f"#{name}" for name in sections)]
     ids = page.attributes("id")
@@ -272,18 +275,35 @@ def test_the_page_needs_nothing_but_itself(run_dir: Path) -> None:
     path = run_dir / "report.html"
     page, source = Page(path), path.read_text(encoding="utf-8")
     assert path.stat().st_size < 1_000_000
-    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
+    assert not {"link", "img", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
     assert page.attributes("src") == []
     assert all(str(link).startswith("#") for link in page.attributes("href"))
     assert not re.search(r"https?://|@import|url\(", source)
-    assert "default-src 'none'" in str(page.attributes("content"))
+
+
+def test_one_script_may_run_and_it_is_told_by_its_hash(run_dir: Path) -> None:
+    source = (run_dir / "report.html").read_text(encoding="utf-8")
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", source, flags=re.DOTALL)
+    assert [kind for kind, _ in scripts] == [' type="application/json" id="rollouts-data"', ""]
+    digest = base64.b64encode(hashlib.sha256(scripts[-1][1].encode()).digest()).decode()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', source)
+    directives = dict(part.strip().split(" ", 1) for part in html.unescape(policy).split(";"))
+    assert directives == {
+        "default-src": "'none'",
+        "script-src": f"'sha256-{digest}'",
+        "style-src": "'unsafe-inline'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
 
 
 def test_charts_have_a_description_and_no_colours_of_their_own(run_dir: Path) -> None:
     source = (run_dir / "report.html").read_text(encoding="utf-8")
     drawings = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
-    # 6 of weights, 5 of the Conductor, 6 of rewards, 4 of components, 2 of faults, 6 of the policy, 1 of the time
-    assert len(drawings) == 30
+    # 6 of weights, 5 of the Conductor, 6 of rewards, 4 of components, 2 of advantages, 1 of faults, 6 of the policy,
+    # 2 of the time
+    assert len(drawings) == 32
     assert all('role="img" aria-label="' in drawing for drawing in drawings)
     assert not any(re.search(r"#[0-9a-fA-F]{3,6}\b", drawing) for drawing in drawings)
     used, defined = set(re.findall(r"var\((--\w+)\)", source)), set(re.findall(r"(--\w+):", source))
@@ -402,7 +422,8 @@ def test_hostile_text_stays_text(copy: Path) -> None:
     path = write_report(copy)
     page = Page(path)
     assert page.open == []
-    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert "img" not in {tag for tag, _ in page.tags}
+    assert [attributes.get("id") for tag, attributes in page.tags if tag == "script"] == ["rollouts-data", None]
     assert not any(attribute.startswith("on") for _, attributes in page.tags for attribute in attributes)
     seen = HOSTILE.replace("\x1b", "␛")
     # Prompt and reference once for each of the two groups, and all of a group's eight responses.
@@ -585,7 +606,102 @@ def test_weights_that_never_change_are_said_not_drawn(copy: Path) -> None:
 
 def test_a_slow_first_step_does_not_flatten_the_others(run_dir: Path) -> None:
     first = read_records(run_dir)[1]["time/step_s"]
-    assert f"Cut off: step 1, {first:.2f} s" in Page(run_dir / "report.html").text
+    assert f"Seconds a step: cut off: step 1, {first:.2f} s" in Page(run_dir / "report.html").text
+
+
+def table_rows(source: str, caption: str) -> dict[str, list[str]]:
+    """The texts of the table with this beginning of a caption, by the first cell of each row."""
+    table = source.replace("\u202f", " ").partition(f"<caption>{caption}")[2].partition("</table>")[0]
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table, flags=re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, flags=re.DOTALL) for row in rows]
+    return {texts[0]: texts[1:] for texts in ([re.sub("<[^>]*>", "", cell).strip() for cell in row] for row in cells)}
+
+
+def test_the_time_of_a_token_is_the_median_over_steps_of_each_phase(run_dir: Path) -> None:
+    trained = [record for record in read_records(run_dir) if record["step"] > 0]
+    rows = table_rows((run_dir / "report.html").read_text(encoding="utf-8"), "Median over steps")
+    for phase in ("generation", "experience", "update", "sync", "step"):
+        each = [1000 * record[f"time/{phase}_s"] / record["rollout/tokens"] for record in trained]
+        number, unit = rows[phase][1].split()
+        assert (float(number), unit) == (pytest.approx(statistics.median(each), rel=6e-3), "ms")
+
+
+def test_steps_without_tokens_have_no_time_of_a_token(copy: Path) -> None:
+    write_records(copy, [record | {"rollout/tokens": 0} for record in read_records(copy)])
+    path = write_report(copy)
+    rows = table_rows(path.read_text(encoding="utf-8"), "Median over steps")
+    assert rows["generation"][1] == "–"
+    assert 'aria-label="Milliseconds a response token' not in path.read_text(encoding="utf-8")
+
+
+def test_syncs_of_the_reference_are_marked_in_the_kl(copy: Path) -> None:
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    marked = {}
+    for every in (7, -1, 1):
+        (copy / "config.yaml").write_text(yaml.safe_dump(config | {"objective": {"ref_sync_steps": every}}))
+        path = write_report(copy)
+        (drawing,) = re.findall(r'<svg[^>]*aria-label="KL to the reference.*?</svg>', path.read_text(), flags=re.DOTALL)
+        # Vertical lines: both ends at the same x.
+        ends = re.findall(r'd="M ([\d.]+) [\d.]+ L ([\d.]+) [\d.]+"', drawing)
+        marked[every] = [float(start) for start, end in ends if start == end]
+        assert ("after every 7 steps, 8 times" in Page(path).text) == (every == 7)
+    # Steps 1 to 60 lie between 44 and 330.
+    assert marked[7] == pytest.approx([44 + (step - 1) / 59 * 286 for step in range(7, 57, 7)], abs=0.06)
+    assert marked[-1] == []
+    assert len(marked[1]) == 60
+
+
+def test_the_advantages_are_drawn_from_the_rollouts(copy: Path) -> None:
+    rows = [
+        row | {"advantage": index / 127}
+        for index, row in enumerate(pq.read_table(copy / "rollouts/step_000060.parquet").to_pylist())
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), copy / "rollouts/step_000060.parquet")
+    labels = re.findall(r'aria-label="([^"]*)"', write_report(copy).read_text(encoding="utf-8"))
+    (spread,) = [label for label in labels if label.startswith("Advantages")]
+    # 128 values evenly from 0 to 1.
+    assert spread.endswith("At the last step: +0.050 to +0.95")
+
+
+def test_scores_have_a_table_where_they_say_more_than_right_and_wrong(copy: Path) -> None:
+    def scored(values: dict[str, float]) -> str:
+        records = read_records(copy)
+        records[0] |= {f"eval/{name}/score": value for name, value in values.items()}
+        records[-1] |= {f"eval/{name}/score": value + 0.25 for name, value in values.items()}
+        write_records(copy, records)
+        return write_report(copy).read_text(encoding="utf-8")
+
+    source = scored({"essays": 0.5, "overall": 0.5, "letters": 0.125})
+    rows = table_rows(source, "Mean score of the held-out responses")
+    assert list(rows) == ["data set", "essays", "letters", "overall"]
+    assert rows["letters"][:2] == ["0.125", "0.375"]
+
+
+def test_scores_that_are_the_accuracy_have_none(copy: Path) -> None:
+    records = read_records(copy)
+    write_records(
+        copy,
+        [record | {key.replace("accuracy", "score"): value for key, value in record.items() if "accuracy" in key}
+         for record in records],
+    )  # fmt: skip
+    assert "Mean score" not in write_report(copy).read_text(encoding="utf-8")
+
+
+def test_responses_without_a_verdict_are_said_where_there_are_any(copy: Path) -> None:
+    assert "no verdict</th>" not in write_report(copy).read_text(encoding="utf-8")
+    records = read_records(copy)
+    records[-1] |= {"eval/social/missing_rate": 0.05, "eval/counting/missing_rate": 0.0}
+    write_records(copy, records)
+    rows = table_rows(write_report(copy).read_text(encoding="utf-8"), "Share of held-out responses")
+    place = rows["data set"].index("no verdict")
+    assert [rows[name][place] for name in ("social", "counting")] == ["5.0 %", "0.0 %"]
+
+
+def test_the_caption_says_who_judged(copy: Path) -> None:
+    assert "right, by the rule," in Page(write_report(copy)).text
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump(config | {"eval": {"verdict": "judge"}}))
+    assert "right, by the judge," in Page(write_report(copy)).text
 
 
 def test_the_same_files_give_the_same_page_wherever_it_is_written(run_dir: Path, tmp_path: Path) -> None:

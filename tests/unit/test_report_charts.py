@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from xml.etree import ElementTree
@@ -96,7 +97,7 @@ def test_a_long_run_keeps_its_means_and_stays_light() -> None:
 
 
 def test_bands_are_stacked_in_their_order_and_cut_at_the_top() -> None:
-    svg = stacked_chart([1, 2], [("t0", [1.0, 1.0]), ("t1", [2.0, 9.0])], label="time", top=4.0)
+    svg = stacked_chart([1, 2], [("low", "t0", [1.0, 1.0]), ("high", "t1", [2.0, 9.0])], label="time", top=4.0)
     lower, upper = points_of(marks(svg, "t0")[0]), points_of(marks(svg, "t1")[0])
     # The wide panel is 216 high: the plot reaches from 10 to 182.
     assert {y for _, y in lower} == {182.0, 139.0}
@@ -111,6 +112,21 @@ def test_the_logarithmic_axis_has_whole_decades() -> None:
 def test_zeros_on_a_logarithmic_axis_are_gaps() -> None:
     (curve,) = marks(line_chart([Line([1, 2, 3, 4, 5], [1e-6, 2e-6, 0, 1e-6, 2e-6])], label="log", log=True), "accent")
     assert len(points_of(curve)) == 4
+
+
+def test_the_values_under_the_pointer_are_those_drawn() -> None:
+    lines = [
+        Line([1, 2, 4], [0.123456, math.nan, 3.0], "c1", name="one"),
+        Line([2, 3], [1e-9, 12345.0], "c2", name="</x>"),
+    ]
+    svg = line_chart(lines, label="values", percent=True)
+    assert json.loads(ElementTree.fromstring(svg).attrib["data-readings"]) == {
+        "axis": [LEFT, RIGHT, 1, 4],
+        "percent": True,
+        "steps": [1, 2, 3, 4],
+        "lines": [["one", "c1", [0.1235, None, None, 3]], ["</x>", "c2", [None, 1e-9, 12345, None]]],
+    }
+    assert "</x>" not in svg
 
 
 @pytest.mark.parametrize(

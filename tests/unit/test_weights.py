@@ -239,6 +239,17 @@ def test_a_model_without_a_template(conductor: str, tmp_path: Path) -> None:
         PairWeights(conductor, save_model(tmp_path, template=None))
 
 
+def test_thinking_is_handed_to_the_template(conductor: str, tmp_path: Path) -> None:
+    """Here it is a part of the prompt, and so it changes the state that is read."""
+    template = "{% if enable_thinking %}b{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    model = save_model(tmp_path, template=template)
+    found = [
+        pair_weights(conductor=conductor, model=model, pairs=[(prompt, "4")], enable_thinking=thinking)
+        for prompt, thinking in (("ba", None), ("a", True), ("a", False))
+    ]
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_model_that_lacks_weights(conductor: str, model: str, tmp_path: Path) -> None:
     """transformers would put random numbers in their place."""
     from safetensors.torch import load_file, save_file
