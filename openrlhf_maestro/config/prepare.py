@@ -102,8 +102,8 @@ class PrepareConfig(Section):
     )
     keep_clusters: bool = option(
         False,
-        "rows that share a passage (meta.cluster) stay in one split, whose size is then met as nearly as whole "
-        "clusters allow; as published, ToMBench and EmoBench have questions on one story in several splits",
+        "rows that share a passage (meta.cluster) stay in one split, whose size is then met as nearly as whole clusters "
+        "allow; false: each row is drawn by itself",
     )
     drop_trivial: bool | None = option(
         None,

@@ -13,8 +13,9 @@ from typing import Any
 
 from scipy import stats
 
+from openrlhf_maestro.report.held_out import AccuracyRow, accuracy_rows
 from openrlhf_maestro.report.run import ReportError, Run, Series, flat, load_run
-from openrlhf_maestro.report.summary import AccuracyRow, accuracy_rows, per_token, run_name, timing
+from openrlhf_maestro.report.summary import per_token, run_name, timing
 
 MAX_RUNS = 8
 # Steps that a final figure is the mean of.

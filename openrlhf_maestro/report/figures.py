@@ -9,6 +9,7 @@ import numpy as np
 
 from openrlhf_maestro.report.charts import MAX_POINTS, Line, line_chart, smoothing_window, stacked_chart
 from openrlhf_maestro.report.formats import milliseconds, number, percent, seconds, signed
+from openrlhf_maestro.report.held_out import AccuracyRow
 from openrlhf_maestro.report.panels import (
     MIN_WEIGHT_SPAN,
     Panel,
@@ -19,7 +20,7 @@ from openrlhf_maestro.report.panels import (
     unit_title,
 )
 from openrlhf_maestro.report.run import Run, Series
-from openrlhf_maestro.report.summary import AccuracyRow, Timing
+from openrlhf_maestro.report.summary import Timing
 
 PHASE_COLOURS = {"generation": "t0", "experience": "t1", "update": "t2", "sync": "t3", "other": "t4"}
 

@@ -17,18 +17,16 @@ from openrlhf_maestro.report.browser import evaluation_browser, rollout_browser
 from openrlhf_maestro.report.compare import LAST_STEPS, Contender, contenders, datasources, differing_options
 from openrlhf_maestro.report.embed import embedded_json, script_hash
 from openrlhf_maestro.report.evaluations import read_comparison_tables, read_summary
+from openrlhf_maestro.report.held_out import accuracy_rows, missing_rates, score_rows
 from openrlhf_maestro.report.responses import sample_groups, segments
 from openrlhf_maestro.report.run import Run, flat, load_run
 from openrlhf_maestro.report.sample import advantages_by_step, sample_evaluation, sample_rollouts
 from openrlhf_maestro.report.summary import (
-    accuracy_rows,
     cards,
     component_times,
     constant_weights,
-    missing_rates,
     per_token,
     run_name,
-    score_rows,
     timing,
     weighting,
 )

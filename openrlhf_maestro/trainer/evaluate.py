@@ -26,7 +26,13 @@ from openrlhf_maestro.rollout.offline import OfflineEngine, Request, engine_argu
 from openrlhf_maestro.rollout.responses import response_seed
 from openrlhf_maestro.trainer.bundled import bundled_dataset, bundled_policy
 from openrlhf_maestro.trainer.console import CONSOLE
-from openrlhf_maestro.trainer.evaluation_dir import EvaluationDir, Wanted, check_responses, other_responses
+from openrlhf_maestro.trainer.evaluation_dir import (
+    EvaluationDir,
+    Wanted,
+    check_responses,
+    check_same_questions,
+    other_responses,
+)
 from openrlhf_maestro.trainer.evaluation_summary import conclude
 from openrlhf_maestro.upstream.device import choose_device, param_dtype
 
@@ -45,17 +51,20 @@ def evaluate(config: EvaluateConfig) -> Path:
     prompts = _load(config)
     folder = EvaluationDir(config.folder)
     with _Bar() as bar:
-        verdicts = _make_verdicts(config, prompts, folder.path, bar.show_votes)
+        others = other_responses(Path(config.verdict.against or "")) if config.kind == "pairwise" else {}
+        verdicts = _make_verdicts(config, others, folder.path, bar.show_votes)
         with _status(CONSOLE, "preparing"):  # a minute where a bundled model is made
-            model = bundled_policy(config.model.name_or_path, config.run.assets_dir)
+            model = _model(config)
         prepare_environment(config, device)
         wanted, max_model_len = _wanted(config, prompts, model)
+        if config.kind == "pairwise":
+            check_same_questions(others, wanted, config.verdict.against or "")
         moved = folder.start(config, model, device)
         if moved is not None:
-            CONSOLE.print(f"the earlier evaluation was moved to {moved}/", soft_wrap=True)
+            CONSOLE.print(f"the earlier evaluation was moved to {moved}/", soft_wrap=True, markup=False)
         rows = _respond(config, model, device, max_model_len, wanted, folder)
         if verdicts is None:
-            CONSOLE.print(f"{len(rows)} responses, without verdicts: {folder.responses}", soft_wrap=True)
+            CONSOLE.print(f"{len(rows)} responses, without verdicts: {folder.responses}", soft_wrap=True, markup=False)
             return folder.path
         found = verdicts([_item(row) for row in rows])
     results = [_result(row, verdict) for row, verdict in zip(rows, found, strict=True)]
@@ -74,6 +83,13 @@ def _check_model(config: EvaluateConfig, device: str) -> None:
         raise ConfigError(f"model.name_or_path: {name} is not a model folder (it has no config.json).")
     if device == "cpu" and param_dtype(config.vllm.param_dtype, device) == "bf16":
         raise ConfigError("vllm.param_dtype: vLLM's bf16 attention dies on some CPUs. Use fp32 or auto on a CPU.")
+
+
+def _model(config: EvaluateConfig) -> str:
+    """Folder or name of the model."""
+    model = bundled_policy(config.model.name_or_path, config.run.assets_dir)
+    folder = Path(model).expanduser()
+    return str(folder) if folder.is_dir() else model
 
 
 def _load(config: EvaluateConfig) -> PromptSet:
@@ -140,12 +156,13 @@ def _wanted(config: EvaluateConfig, prompts: PromptSet, model: str) -> tuple[lis
     wanted = [
         Wanted(
             prompt,
-            tokenizer.decode(prompt.token_ids),
+            rendered,
             sample,
             _cluster(prompt, config.data.cluster_key),
-            response_seed(config.generation.seed, PURPOSE, 0, prompt.key, sample),
+            response_seed(config.generation.seed, PURPOSE, 0, prompt.id, sample),
         )
         for prompt in fitted
+        for rendered in (tokenizer.decode(prompt.token_ids),)
         for sample in range(config.generation.n_samples_per_prompt)
     ]
     return wanted, max(len(prompt.token_ids) for prompt in fitted) + new_tokens
@@ -222,14 +239,12 @@ def _failing(model: str, log: Path) -> Iterator[None]:
 # ── its verdicts ──
 
 
-def _make_verdicts(config: EvaluateConfig, prompts: PromptSet, folder: Path, watch: Watch) -> Verdicts | None:
+def _make_verdicts(config: EvaluateConfig, others: Mapping[str, Row], folder: Path, watch: Watch) -> Verdicts | None:
     if config.kind == "none":
         return None
     if config.kind == "pairwise":
-        others = other_responses(
-            Path(config.verdict.against or ""), prompts.prompts, config.generation.n_samples_per_prompt
-        )
-        return PairwiseVerdicts(config.judge, folder, others, watch=watch)
+        texts = {key: str(row["response"]) for key, row in others.items()}
+        return PairwiseVerdicts(config.judge, folder, texts, watch=watch)
     return make_verdicts(config.kind, config.judge, config.reference, folder, watch=watch)
 
 

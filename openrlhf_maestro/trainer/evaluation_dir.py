@@ -170,29 +170,28 @@ def check_responses(rows: Sequence[Row], wanted: Sequence[Wanted], path: Path) -
     return found
 
 
-def other_responses(folder: Path, wanted: Sequence[Prompt], samples: int) -> dict[str, str]:
-    """The responses of another evaluation, by key, checked for being to the same questions.
-
-    Raises:
-        DataError: it lacks one, or one is to another question.
-    """
-    if not (folder / RESPONSES).is_file():
+def other_responses(folder: Path) -> dict[str, Row]:
+    """The responses of another evaluation, by key. Raises DataError where it has none."""
+    file = folder / RESPONSES
+    if not file.is_file():
         raise DataError(f"verdict.against: {folder} is not the folder of an evaluation (it has no {RESPONSES}).")
-    rows = {row.get("key"): row for row in read_rows(folder / RESPONSES)}
-    for prompt in wanted:
-        for sample in range(samples):
-            row = rows.get(f"{prompt.id}#{sample}")
-            if row is None:
-                raise DataError(
-                    f"verdict.against: {folder} has no response {prompt.id}#{sample}. Evaluate the other model on the "
-                    "same rows, with as many samples."
-                )
-            if row.get("question") != prompt.question:
-                raise DataError(
-                    f"verdict.against: the response {prompt.id}#{sample} in {folder} is to another question than row "
-                    f"{prompt.row} of {prompt.source} asks. Evaluate the other model on the same data."
-                )
-    return {str(key): str(row["response"]) for key, row in rows.items()}
+    return check_responses(read_rows(file), (), file)
+
+
+def check_same_questions(others: Mapping[str, Row], wanted: Sequence[Wanted], folder: str) -> None:
+    """Raises DataError where the other evaluation, in `folder`, lacks a response or has one to another question."""
+    for one in wanted:
+        row = others.get(one.key)
+        if row is None:
+            raise DataError(
+                f"verdict.against: {folder} has no response {one.key}. Evaluate the other model on the same rows, with "
+                "as many samples."
+            )
+        if row.get("question") != one.prompt.question:
+            raise DataError(
+                f"verdict.against: the response {one.key} in {folder} is to another question than row "
+                f"{one.prompt.row} of {one.prompt.source} asks. Evaluate the other model on the same data."
+            )
 
 
 def deciding_options(config: EvaluateConfig, model: str, device: str) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from openrlhf_maestro.config.evaluate import EvaluateConfig
 from openrlhf_maestro.evaluation import Verdicts
+from openrlhf_maestro.evaluation.judge import JudgeVerdicts
 from openrlhf_maestro.evaluation.pairwise import PairwiseVerdicts
 from openrlhf_maestro.evaluation.prompts import load_instructions
 from openrlhf_maestro.evaluation.results import Result
@@ -29,8 +31,8 @@ def conclude(config: EvaluateConfig, folder: EvaluationDir, results: Sequence[Re
         "data": config.data.dataset,
         "verdict": _verdict_settings(config),
     }
-    counts = getattr(verdicts, "counts", None)
-    if isinstance(counts, VoteCounts):
+    counts = verdicts.counts if isinstance(verdicts, JudgeVerdicts | PairwiseVerdicts) else None
+    if counts is not None:
         about["replies"] = {"total": counts.total, "unreadable": counts.unreadable, "missing": counts.missing}
     if isinstance(verdicts, PairwiseVerdicts):
         bias = verdicts.bias
@@ -41,7 +43,9 @@ def conclude(config: EvaluateConfig, folder: EvaluationDir, results: Sequence[Re
         }
     folder.write_summary(about | summary.to_json())
     _print(config, summary, counts, verdicts, results)
-    CONSOLE.print(f"results.jsonl, summary.json and responses.jsonl are in {folder.path}/", soft_wrap=True)
+    CONSOLE.print(
+        f"results.jsonl, summary.json and responses.jsonl are in {folder.path}/", soft_wrap=True, markup=False
+    )
 
 
 def _verdict_settings(config: EvaluateConfig) -> dict[str, Any]:
@@ -61,11 +65,11 @@ def _print(
     config: EvaluateConfig, summary: Summary, counts: VoteCounts | None, verdicts: Verdicts, results: Sequence[Result]
 ) -> None:
     found = table(summary, f"{config.run.name}: {config.model.name_or_path} on {config.data.dataset}")
-    shown = Table(title=found.title, title_justify="left")
+    shown = Table(title=escape(found.title), title_justify="left")
     for name in found.columns:
-        shown.add_column(name, justify="right" if name in found.numbers else "left")
+        shown.add_column(escape(name), justify="right" if name in found.numbers else "left")
     for row in found.rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     # Only a terminal has an edge to fold at.
     (CONSOLE if CONSOLE.is_terminal else Console(width=200, highlight=False)).print(shown)
     if counts is not None:
@@ -86,4 +90,8 @@ def _print(
     problem = next((result.problem for result in results if result.problem), None)
     if problem is not None:
         without = sum(result.right is None and result.score is None for result in results)
-        CONSOLE.print(f"{without} responses have no verdict, the first because {problem}", soft_wrap=True, markup=False)
+        CONSOLE.print(
+            f"no verdict on {without} of {len(results)} responses, the first because {problem}",
+            soft_wrap=True,
+            markup=False,
+        )

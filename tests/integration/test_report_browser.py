@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,8 @@ def test_a_comparison_opens_without_errors(browser: Browser, tmp_path: Path, row
     page = write_comparison(folders, tmp_path / "report.html")
     opened = Opened(browser, page)
     assert opened.page.get_by_role("row", name="conductor.kind one two").is_visible()
+    opened.page.set_viewport_size({"width": 390, "height": 800})
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert (opened.faults, opened.requests) == ([], [page.as_uri()])
     opened.context.close()
 
@@ -487,8 +490,6 @@ def test_every_control_has_a_name(opened: Opened) -> None:
 
 
 def test_ten_thousand_responses_make_a_page_in_seconds_and_sort_at_once(browser: Browser, tmp_path: Path) -> None:
-    import time
-
     rng = np.random.default_rng(0)
     rows = [
         row | {"step": 1 + index // 200, "group": index % 200 // SIZE, "scalar_reward": float(rng.random())}

@@ -21,6 +21,7 @@ from openrlhf_maestro.trainer.evaluation_dir import (
     EvaluationDir,
     Wanted,
     check_responses,
+    check_same_questions,
     files_digest,
     other_responses,
 )
@@ -194,13 +195,16 @@ def test_the_file_ends_in_the_order_of_the_data_with_what_the_data_says_now(fold
 
 def test_the_other_models_responses_are_checked_for_being_to_the_same_questions(tmp_path: Path) -> None:
     write_rows(tmp_path / "responses.jsonl", [response(wanted(1), "theirs"), response(wanted(2), "x")])
-    assert other_responses(tmp_path, [prompt(1)], 1)["r1#0"] == "theirs"
-    with pytest.raises(DataError, match="has no response r3#0"):
-        other_responses(tmp_path, [prompt(1), prompt(3)], 1)
-    with pytest.raises(DataError, match="has no response r1#1"):
-        other_responses(tmp_path, [prompt(1)], 2)
-    with pytest.raises(DataError, match=r"the response r2#0 .* to another question than row 2 of rows\.jsonl"):
-        other_responses(tmp_path, [prompt(2, question="What else?")], 1)
+    others = other_responses(tmp_path)
+    assert others["r1#0"]["response"] == "theirs"
+    check_same_questions(others, [wanted(1)], "other")
+    with pytest.raises(DataError, match="other has no response r3#0"):
+        check_same_questions(others, [wanted(1), wanted(3)], "other")
+    with pytest.raises(DataError, match="other has no response r1#1"):
+        check_same_questions(others, [wanted(1, 1)], "other")
+    elsewhere = Wanted(prompt(2, question="What else?"), "<|user|>What else?", 0, None, 7)
+    with pytest.raises(DataError, match=r"the response r2#0 in other is to another question than row 2 of rows\.jsonl"):
+        check_same_questions(others, [elsewhere], "other")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from openrlhf_maestro.report import ReportError, write_report
-from openrlhf_maestro.report.summary import Evaluation
+from openrlhf_maestro.report.held_out import Evaluation
 
 COMPONENTS = ("format", "perplexity", "entropy", "length", "preference")
 RANKED = ("perplexity", "entropy", "preference")

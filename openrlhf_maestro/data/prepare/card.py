@@ -69,11 +69,10 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
 def notes(sizes: Mapping[str, Fraction | int] | None, card: Mapping[str, Any]) -> list[str]:
     """What a user should see beside the counts. `sizes` are those that were asked for."""
     found = [card["caution"]] if "caution" in card else []
-    if sizes is not None and sum(sizes.values()) > 1:
-        written = {split: card["splits"].get(split, {}).get("rows", 0) for split in SPLITS if sizes.get(split)}
-        if any(written[split] < sizes[split] for split in written):
-            asked = "/".join(str(int(sizes[split])) for split in written)
-            found.append(f"Fewer rows are left than the splits should have: {asked} ({'/'.join(written)}).")
+    if sizes is not None and card["kept"] < sum(sizes.values()) > 1:
+        asked = [split for split in SPLITS if sizes.get(split)]
+        numbers = "/".join(str(int(sizes[split])) for split in asked)
+        found.append(f"Fewer rows are left than the splits should have: {numbers} ({'/'.join(asked)}).")
     if card.get("clusters", {}).get("in_several_splits"):
         found.append(
             f"{card['clusters']['in_several_splits']} of {card['clusters']['all']} passages have questions in several "
