@@ -44,6 +44,8 @@ CUDA = [
     "openrlhf[vllm]==0.11.2",
     "vllm==0.29.0",
     "flash-attn==2.8.3",
+    "tensorboard==2.21.0",
+    "wandb==0.31.0",
 ]
 
 DEV = [

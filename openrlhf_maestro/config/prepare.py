@@ -102,8 +102,8 @@ class PrepareConfig(Section):
     )
     keep_clusters: bool = option(
         False,
-        "rows that share a passage (meta.cluster) stay in one split, whose size is then met as nearly as whole clusters "
-        "allow; false: each row is drawn by itself",
+        "rows that share a passage (meta.cluster) stay in one split, whose size is then met as nearly as whole "
+        "clusters allow; false: each row is drawn by itself",
     )
     drop_trivial: bool | None = option(
         None,

@@ -825,6 +825,22 @@ def test_a_failure_while_writing_leaves_the_earlier_files_as_they_were(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "rows.jsonl"]
 
 
+def test_a_failure_while_taking_the_place_puts_the_earlier_files_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = write_jsonl(tmp_path / "rows.jsonl", own(8)), tmp_path / "out"
+    run("custom", file, out, *COLUMNS, "--sizes={train: 4, test: 4}")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def refused(path: Path, target: Path) -> None:
+        assert not out.exists()  # the earlier folder has been moved aside by now
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refused)
+    assert "Permission denied" in problem("custom", file, out, *COLUMNS, "--sizes={train: 8}", "--overwrite")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_the_folder_is_data_and_the_name_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the paper's presets look."""
     file = write_jsonl(tmp_path / "rows.jsonl", questions("webinstruct", 8))

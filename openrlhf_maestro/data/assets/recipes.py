@@ -32,7 +32,7 @@ class PolicyRecipe:
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 32
-    max_position_embeddings: int = 512
+    max_position_embeddings: int = 4096
     initializer_range: float = 0.05
     tie_word_embeddings: bool = True
     seed: int = 0
@@ -50,7 +50,7 @@ class PreferenceRecipe:
     num_attention_heads: int = 2
     num_key_value_heads: int = 1
     head_dim: int = 32
-    max_position_embeddings: int = 512
+    max_position_embeddings: int = 4096
     train_steps: int = 120
     pairs_per_step: int = 24
     held_out_pairs: int = 500
