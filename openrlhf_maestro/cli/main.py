@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from openrlhf_maestro import __version__
+from openrlhf_maestro.cli.arguments import HELP
 from openrlhf_maestro.cli.commands import COMMANDS, Command
 from openrlhf_maestro.cli.help import print_options, print_overview
 from openrlhf_maestro.errors import MaestroError, UserError
 
-_HELP = ("-h", "--help")
 INTERRUPTED = 130
 
 
@@ -40,7 +40,7 @@ def _dispatch(arguments: list[str]) -> int:
         print_overview(Console(stderr=True))
         return UserError.exit_code
     name, *rest = arguments
-    if name in _HELP:
+    if name in HELP:
         print_overview(Console())
         return 0
     if name == "--version":
@@ -49,7 +49,8 @@ def _dispatch(arguments: list[str]) -> int:
     command = COMMANDS.get(name)
     if command is None:
         raise UserError(_unknown_command(name))
-    if command.config and any(argument in _HELP for argument in rest):
+    helped = any(argument in HELP for argument in rest)
+    if command.config and helped and command.own_help not in rest:
         print_options(Console(), command, command.config)
         return 0
     return _run(command, rest)

@@ -8,12 +8,17 @@ from pathlib import Path
 from openrlhf_maestro.cli.arguments import ArgumentParser
 from openrlhf_maestro.errors import UserError
 
+INTERVAL_S = 10
+
 
 def run(argv: Sequence[str]) -> int:
-    """Writes the page and prints where it is. Raises UserError where RUN is not a run directory."""
+    """Writes the page and prints where it is. Raises UserError for what is no run, or a page that cannot be written."""
     arguments = _parser().parse_args(argv)
-    if arguments.interval_s < 1:
-        raise UserError(f"--interval_s is {arguments.interval_s}: give whole seconds, 1 or more.")
+    if arguments.interval_s is not None and not arguments.watch:
+        raise UserError("--interval_s has no effect without --watch: give --watch too, or leave it out.")
+    interval_s: int = INTERVAL_S if arguments.interval_s is None else arguments.interval_s
+    if interval_s < 1:
+        raise UserError(f"--interval_s is {interval_s}: give whole seconds, 1 or more.")
     folders: list[Path] = arguments.runs
 
     from openrlhf_maestro.report import Extras, all_finished, watch, write_comparison, write_report
@@ -29,11 +34,11 @@ def run(argv: Sequence[str]) -> int:
         return 0
 
     def rewrite(again: bool) -> None:
-        page = write(arguments.interval_s if again else None)
+        page = write(interval_s if again else None)
         print(f"{page}{'' if again else ', the last time: finished'}", flush=True)
 
     sources = [*folders, *arguments.evaluations, *([arguments.comparison] if arguments.comparison else [])]
-    watch(sources, rewrite, lambda: all_finished(folders), arguments.interval_s)
+    watch(sources, rewrite, lambda: all_finished(folders), interval_s)
     return 0
 
 
@@ -63,6 +68,6 @@ def _parser() -> ArgumentParser:
         help="write the page again whenever files change, until the runs are finished",
     )
     parser.add_argument(
-        "--interval_s", metavar="N", type=int, default=10, help="with --watch: seconds between two looks; default 10"
+        "--interval_s", metavar="N", type=int, help=f"with --watch: seconds between two looks; default {INTERVAL_S}"
     )
     return parser

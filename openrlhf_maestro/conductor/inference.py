@@ -1,6 +1,7 @@
 """A Conductor's weights of any prompt and response, without a run: plain transformers, no Ray, no vLLM.
 
-The texts become tokens as in a run: the prompt as data/rendering.py has it. The response's tokens follow, and the stop token (the tokenizer's EOS) where the response ended by itself: that is the token whose state a run reads.
+The texts become tokens as in a run: the prompt as data/rendering.py has it. The response's tokens follow, and the stop
+token (the tokenizer's EOS) where the response ended by itself: that is the token whose state a run reads.
 """
 
 from __future__ import annotations

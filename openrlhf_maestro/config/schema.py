@@ -321,6 +321,9 @@ class MaestroConfig(Section):
             found.append("objective.entropy_mask has no effect with objective.top_entropy_quantile: 1.0.")
         found += self._thinking_notes()
         found += self.eval.notes()
+        if self.logger.wandb.mode == "off":
+            for field in sorted(changed(self.logger.wandb)):
+                found.append(f"logger.wandb.{field} has no effect with logger.wandb.mode: off.")
         if changed(self.ckpt) & {"best_metric_key"} and not (self.eval.dataset and self.eval.steps > 0):
             found.append("ckpt.best_metric_key has no effect without eval.dataset and eval.steps.")
         if self.reward.model_name_or_path and not self.component_of_kind("preference"):

@@ -260,6 +260,9 @@ class EvalSection(Section):
 
     def notes(self) -> list[str]:
         """Options that were set but have no effect, one sentence each."""
+        if self.dataset is None:
+            unused = changed(self) & {"verdict", "judge", "reference", "steps"}
+            return [f"eval.{name} has no effect with eval.dataset: null." for name in sorted(unused)]
         return [
             f"eval.{name}.{field} has no effect with eval.verdict: {self.verdict}."
             for name, part in (("judge", self.judge), ("reference", self.reference))
@@ -328,6 +331,6 @@ class CkptSection(Section):
         "auto",
         "with eval.steps the policy of the best evaluation is kept in run.dir/best by this key of metrics.jsonl; auto: "
         "eval/overall/accuracy, or eval/overall/score where there are scores only; none: not kept",
-        pattern="^(auto|none|eval/.+)$",
+        pattern="^(auto|none|eval/.+/(accuracy|score))$",
         source=OPENRLHF,
     )

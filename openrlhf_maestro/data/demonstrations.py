@@ -14,7 +14,7 @@ Demonstration = dict[str, Any]  # `prompt` and `response`: both texts, or both l
 
 
 def load_demonstrations(data: SftDataSection) -> list[Demonstration]:
-    """The rows of data.dataset with their templates filled; chat messages are taken as they are.
+    """The rows of data.dataset with their templates filled; chat messages take none.
 
     Raises:
         DataError: a source cannot be read, lacks a column, or has a row without a prompt or a response.
@@ -47,6 +47,8 @@ def _demonstration(row: Row, data: SftDataSection, where: str) -> Demonstration:
             "prompt": fill_template(data.input_template, prompt),
             "response": fill_template(data.output_template, response),
         }
+    if data.input_template or data.output_template:
+        raise DataError(f"{where} holds chat messages, for which there are no templates: take data.*_template away.")
     if isinstance(prompt, str) or isinstance(response, str):
         raise DataError(
             f"{where}: `{data.input_key}` and `{data.output_key}` are a text and chat messages. Make both one."

@@ -21,6 +21,9 @@ __all__ = ["DataError", "Prompt", "PromptLoader", "PromptSet", "fit_prompts", "l
 
 DEFAULT_DATASOURCE = "default"
 ID_COLUMN = "id"
+CLUSTER_KEY = "cluster"
+# What all data sets together are called in metrics and tables.
+OVERALL = "overall"
 
 EMPTY_PROMPT = "empty prompt"
 EMPTY_REFERENCE = "empty reference"
@@ -52,6 +55,12 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     source_index: int = 0
     question: str = ""
+
+    def cluster(self, key: str = CLUSTER_KEY) -> str | None:
+        """What the row belongs together with, by the column `key` or that key in its `meta`; None: it stands alone."""
+        meta = self.metadata.get("meta")
+        value = self.metadata.get(key, meta.get(key) if isinstance(meta, Mapping) else None)
+        return None if value is None else str(value)
 
     @property
     def key(self) -> str:
@@ -296,12 +305,17 @@ def _prompt(row: Row, data: DataSection, file: _File, number: int) -> Prompt:
     reference = _text(row.get(data.label_key), data.label_key, where) if data.label_key else ""
     taken = {data.input_key, data.label_key, data.datasource_key, ID_COLUMN, SPLIT_COLUMN}
     own_id = row.get(ID_COLUMN)
+    datasource = _text(row.get(data.datasource_key), data.datasource_key, where).strip() or file.datasource
+    if datasource == OVERALL:
+        raise DataError(
+            f"{where}: the data set is called {OVERALL}, which is what all data sets together are called. Rename it."
+        )
     return Prompt(
         id=f"{PurePath(source).name}:{number}" if own_id in (None, "") else str(own_id),
         text=text,
         messages=messages or ({"role": "user", "content": text},),
         reference=reference if reference.strip() else None,
-        datasource=_text(row.get(data.datasource_key), data.datasource_key, where).strip() or file.datasource,
+        datasource=datasource,
         source=source,
         row=number,
         metadata={name: value for name, value in row.items() if name not in taken},

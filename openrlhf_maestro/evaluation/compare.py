@@ -223,6 +223,8 @@ def read_comparison(path: Path) -> Comparison:
         evaluations = [one | {"summary": Summary.from_json(one["summary"])} for one in data["evaluations"]]
         contrasts = [_contrast_from_json(one) for one in data["contrasts"]]
         read = {"evaluations": tuple(Compared(**one) for one in evaluations), "contrasts": tuple(contrasts)}
+        if not isinstance(data["verdict"]["kind"], str):
+            raise TypeError("verdict.kind is no text")
         return Comparison(**(data | read))
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}. `maestro evaluate --compare` writes it.") from None

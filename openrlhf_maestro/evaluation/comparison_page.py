@@ -8,6 +8,7 @@ from openrlhf_maestro.evaluation.statistics import Estimate
 from openrlhf_maestro.evaluation.tables import (
     NONE,
     Table,
+    is_point,
     p_text,
     percent,
     shown_rows,
@@ -15,6 +16,10 @@ from openrlhf_maestro.evaluation.tables import (
     table_of,
     to_markdown,
 )
+
+# Keys of the columns that have the evaluations' own names.
+EVALUATION = "mean of the evaluation"
+BASELINE = "mean of the baseline"
 
 
 def tables(comparison: Comparison) -> list[Table]:
@@ -35,6 +40,9 @@ def notes(comparison: Comparison) -> list[str]:
             "Some responses are not independent of each other (they are to one prompt, or to rows of one cluster): "
             "clusters are resampled and tested whole, and shares have Wilson's interval at the effective sample size."
         )
+    rows = [row for contrast in comparison.contrasts for row in (*contrast.datasources, contrast.overall)]
+    if any(row.difference and (row.difference.low is None or is_point(row.difference)) for row in rows):
+        said.append("A difference without an interval is of one cluster, or the same in all: how much it varies cannot be told.")
     said += [
         f"{one.left_out} responses of {one.label} were left out: another evaluation has no such row."
         for one in comparison.evaluations
@@ -52,13 +60,12 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _alone(comparison: Comparison) -> Table:
-    names = [row.name for row in shown_rows(comparison.evaluations[0].summary)]
+    # By place, not by name: all are of the same data sets, one of which may be called like the overall row.
+    together = zip(*(shown_rows(one.summary) for one in comparison.evaluations), strict=True)
     cells = [
         {"data set": row.name, "evaluation": one.label} | summary_cells(row, comparison.confidence)
-        for name in names
-        for one in comparison.evaluations
-        for row in shown_rows(one.summary)
-        if row.name == name
+        for rows in together
+        for one, row in zip(comparison.evaluations, rows, strict=True)
     ]
     return table_of(f"evaluations, verdict: {comparison.verdict['kind']}", cells)
 
@@ -71,7 +78,8 @@ def _against(contrast: Contrast, comparison: Comparison) -> Table:
         _cells(row, contrast, comparison.confidence, corrected=several)
         for row in ((*rows, contrast.overall) if several else rows)
     ]
-    return table_of(f"{contrast.evaluation} less {contrast.baseline}: {what[contrast.measure]}", cells)
+    titles = {EVALUATION: contrast.evaluation, BASELINE: contrast.baseline}
+    return table_of(f"{contrast.evaluation} less {contrast.baseline}: {what[contrast.measure]}", cells, titles)
 
 
 def _cells(row: ContrastRow, contrast: Contrast, confidence: float, *, corrected: bool) -> dict[str, str]:
@@ -81,8 +89,8 @@ def _cells(row: ContrastRow, contrast: Contrast, confidence: float, *, corrected
         "data set": row.name,
         "pairs": str(row.pairs),
         "clusters": str(row.clusters),
-        contrast.evaluation: value(row.evaluation),
-        contrast.baseline: value(row.baseline),
+        EVALUATION: value(row.evaluation),
+        BASELINE: value(row.baseline),
     }
     if right:
         cells[f"points ({level})"] = _signed(row.difference, scale=100, digits=1)
@@ -110,6 +118,6 @@ def _signed(found: Estimate | None, *, scale: int, digits: int) -> str:
     def text(number: float) -> str:
         return f"{round(scale * number, digits) + 0.0:+.{digits}f}"  # + 0.0: no minus before a zero
 
-    if found.low is None or found.high is None:
+    if found.low is None or found.high is None or is_point(found):
         return text(found.value)
     return f"{text(found.value)} ({text(found.low)} to {text(found.high)})"

@@ -40,7 +40,7 @@ class JudgeVerdicts:
         return self._poll.counts
 
     def __call__(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict an item, in their order. `score` is 1 or 0, as `right`; the votes are those that were given.
+        """One verdict an item, in their order, without a score; the votes are those that were given.
 
         Raises:
             DataError: an item has no reference answer.
@@ -56,7 +56,7 @@ class JudgeVerdicts:
         ]
         rows = self._poll.collect(ballots)
         return [
-            self._verdict(item, rows) if answer else Verdict(False, 0.0)
+            self._verdict(item, rows) if answer else Verdict(False, None)
             for item, answer in zip(items, answers, strict=True)
         ]
 
@@ -88,7 +88,7 @@ class JudgeVerdicts:
         votes = tuple(row["verdict"] for row in given)
         right = majority(votes)
         if right is not None:
-            return Verdict(right, float(right), votes)
+            return Verdict(right, None, votes)
         return Verdict(None, None, votes, self._problem(given))
 
     def _problem(self, given: Sequence[Row]) -> str:

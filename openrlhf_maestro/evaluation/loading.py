@@ -43,10 +43,7 @@ def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
         UserError: a folder is given twice, or the verdicts are of different kinds or settings.
         DataError: a folder holds no finished evaluation, or what is in its files makes no sense.
     """
-    resolved = [folder.resolve() for folder in folders]
-    for folder, times in Counter(resolved).items():
-        if times > 1:
-            raise UserError(f"{folder} is given {times} times. Name every evaluation once.")
+    refuse_repeated(folders, "evaluation")
     found = [_load(folder) for folder in folders]
     first = found[0]
     for other in found[1:]:
@@ -56,6 +53,13 @@ def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
                 "A difference would not be the models'. Evaluate one of them again with the verdict of the other."
             )
     return _labelled(found)
+
+
+def refuse_repeated(folders: Sequence[Path], what: str) -> None:
+    """Raises UserError where one folder is given twice; `what` each of them is."""
+    for folder, times in Counter(folder.resolve() for folder in folders).items():
+        if times > 1:
+            raise UserError(f"{folder} is given {times} times. Name every {what} once.")
 
 
 def same_rows(evaluations: Sequence[Evaluation], *, common: bool) -> list[str]:

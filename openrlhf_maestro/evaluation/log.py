@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from openrlhf_maestro.config.writing import write_atomically
 from openrlhf_maestro.errors import DataError, RunError
 
 Row = dict[str, Any]
@@ -97,13 +98,8 @@ class AppendLog:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Put these rows in place of the file's; a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
-            file.writelines(map(_line, rows))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_atomically(path, map(_line, rows))
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}.") from None
 

@@ -40,6 +40,10 @@ def read_results(path: Path) -> list[Result]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Give the folder of a finished evaluation.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not the results of an evaluation: it is no UTF-8 text (byte {error.start})."
+        ) from None
     found = []
     for number, line in enumerate(lines, 1):
         try:

@@ -18,4 +18,4 @@ class RuleVerdicts:
     @staticmethod
     def _verdict(item: Item) -> Verdict:
         right = check(item.datasource, item.question, item.reference or "", item.response)
-        return Verdict(right, float(right))
+        return Verdict(right, None)

@@ -205,9 +205,14 @@ def score_text(estimate: Estimate | None) -> str:
     """0.512 (0.480–0.540)"""
     if estimate is None:
         return NONE
-    if estimate.low is None or estimate.high is None:
+    if estimate.low is None or estimate.high is None or is_point(estimate):
         return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} ({estimate.low:.3f}–{estimate.high:.3f})"
+
+
+def is_point(estimate: Estimate) -> bool:
+    """Whether its bounds say nothing: every cluster is alike, so that any resample is the same."""
+    return estimate.low is not None and estimate.high is not None and estimate.high - estimate.low < 1e-9
 
 
 def p_text(p: float | None) -> str:
@@ -222,12 +227,12 @@ _WORDS = frozenset({"data set", "evaluation", "test"})
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; `numbers` are the columns to be set flush right."""
+    """A table of texts. `columns` are titles, and two may be the same; `numbers` says which to set flush right."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    numbers: frozenset[str]
+    numbers: tuple[bool, ...]
 
 
 def shown_rows(summary: Summary) -> tuple[SummaryRow, ...]:
@@ -271,17 +276,24 @@ def summary_cells(row: SummaryRow, confidence: float) -> dict[str, str]:
     return cells
 
 
-def table_of(title: str, cells: Sequence[Mapping[str, str]]) -> Table:
-    """A table with every column that some row has, in the order of the fullest row."""
+def table_of(title: str, cells: Sequence[Mapping[str, str]], titles: Mapping[str, str] | None = None) -> Table:
+    """A table with every column that some row has, in the order of the fullest row.
+
+    Args:
+        title: of the table.
+        cells: for each row the text of a column by the column's key.
+        titles: of those columns whose title is not their key: a user's own names, which may be any.
+    """
     longest = sorted(cells, key=len, reverse=True)
-    columns = tuple(dict.fromkeys(name for row in longest for name in row))
-    rows = tuple(tuple(row.get(name, NONE) for name in columns) for row in cells)
-    return Table(title, columns, rows, frozenset(columns) - _WORDS)
+    keys = tuple(dict.fromkeys(key for row in longest for key in row))
+    columns = tuple((titles or {}).get(key, key) for key in keys)
+    rows = tuple(tuple(row.get(key, NONE) for key in keys) for row in cells)
+    return Table(title, columns, rows, tuple(key not in _WORDS for key in keys))
 
 
 def to_markdown(found: Table) -> str:
     """A GitHub table, under its title if it has one."""
-    rules = ["---:" if name in found.numbers else ":---" for name in found.columns]
+    rules = ["---:" if numbers else ":---" for numbers in found.numbers]
     lines = [_line(found.columns), _line(rules), *(_line(row) for row in found.rows)]
     return (f"**{_escaped(found.title)}**\n\n" if found.title else "") + "\n".join(lines) + "\n"
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from scipy import stats
 
-from openrlhf_maestro.report.held_out import AccuracyRow, accuracy_rows
+from openrlhf_maestro.evaluation.loading import refuse_repeated
+from openrlhf_maestro.report.held_out import OVERALL, AccuracyRow, Evaluation, accuracy_rows, ends
 from openrlhf_maestro.report.run import ReportError, Run, Series, flat, load_run
 from openrlhf_maestro.report.summary import per_token, run_name, timing
 
@@ -49,18 +50,23 @@ class Contender:
     step_s: float
     token_ms: float
 
+    def final(self, datasource: str) -> Evaluation | None:
+        """Accuracy on this data set at the run's last evaluation; None where it was not among its data sets."""
+        found = ends(list(self.accuracy.values()))
+        row = self.accuracy.get(datasource)
+        return row.at(found[1]) if row and found else None
+
 
 def contenders(folders: Sequence[Path]) -> list[Contender]:
     """The runs in the order given.
 
     Raises:
-        ReportError: one of them is no run directory or is given twice, or there are more than MAX_RUNS.
+        ReportError: one of them is no run directory, or there are more than MAX_RUNS.
+        UserError: one is given twice.
     """
     if len(folders) > MAX_RUNS:
         raise ReportError(f"{len(folders)} runs do not fit on one page. Compare at most {MAX_RUNS} at a time.")
-    for folder, times in Counter(folder.resolve() for folder in folders).items():
-        if times > 1:
-            raise ReportError(f"{folder} is given {times} times. Name every run once.")
+    refuse_repeated(folders, "run")
     runs = [load_run(folder) for folder in folders]
     names = distinct_names([run_name(run) for run in runs], folders)
     return [_contender(name, f"r{place}", run) for place, (name, run) in enumerate(zip(names, runs, strict=True))]
@@ -111,8 +117,20 @@ def mean_of_last(series: Series) -> Mean:
 
 
 def datasources(runs: Sequence[Contender]) -> list[str]:
-    """Data sets that a run was evaluated on, in the order of its table."""
-    return list(dict.fromkeys(name for run in runs for name in run.accuracy))
+    """Data sets that a run was evaluated on, in the order of its table; all of them together last."""
+    found = dict.fromkeys(name for run in runs for name in run.accuracy)
+    return sorted(found, key=lambda name: name == OVERALL)
+
+
+def headline(runs: Sequence[Contender]) -> str | None:
+    """What the final accuracy is of: all data sets together, or the only one there is; None where there is neither."""
+    found = datasources(runs)
+    return found[-1] if OVERALL in found or len(found) == 1 else None
+
+
+def same_datasources(runs: Sequence[Contender]) -> bool:
+    """Whether all runs that were evaluated were evaluated on the same ones, so that `overall` is of the same."""
+    return len({frozenset(run.accuracy) - {OVERALL} for run in runs if run.accuracy}) < 2
 
 
 def differing_options(runs: Sequence[Contender]) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from openrlhf_maestro.report.charts import Line, line_chart
 from openrlhf_maestro.report.compare import Contender, datasources
 from openrlhf_maestro.report.formats import milliseconds, number, percent, seconds
 from openrlhf_maestro.report.panels import MIN_WEIGHT_SPAN, Panel, curve, padded, unit_title
-from openrlhf_maestro.report.run import PAPER_COMPONENTS
+from openrlhf_maestro.report.run import in_paper_order
 from openrlhf_maestro.report.summary import Timing, per_token, timing
 
 
@@ -67,10 +67,7 @@ def policy_panels(runs: Sequence[Contender]) -> list[Panel]:
 
 def components(runs: Sequence[Contender]) -> list[str]:
     """The reward components of all runs, the paper's first."""
-    found = dict.fromkeys(name for run in runs for name in run.run.components())
-    return [name for name in PAPER_COMPONENTS if name in found] + [
-        name for name in found if name not in PAPER_COMPONENTS
-    ]
+    return in_paper_order(name for run in runs for name in run.run.components())
 
 
 def _overlay(

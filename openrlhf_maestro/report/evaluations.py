@@ -41,22 +41,26 @@ def read_summary(folder: Path) -> EvaluationSummary:
         content = json.loads(path.read_text(encoding="utf-8"))
         summary = Summary.from_json(content)
         facts = {"model": str(content["model"]), "data": str(content["data"]), "verdict": _verdict(content["verdict"])}
-        name = str(content["name"])
+        rows = shown_rows(summary)
+        estimates = [row.duel.win_rate if row.duel else row.share or row.score for row in rows]
+        return EvaluationSummary(str(content["name"]), facts, table(summary), estimates)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}. Give the folder of a finished `maestro evaluate`."
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no summary of an evaluation ({error}). `maestro evaluate` writes it.") from None
-    rows = shown_rows(summary)
-    estimates = [row.duel.win_rate if row.duel else row.share or row.score for row in rows]
-    return EvaluationSummary(name, facts, table(summary), estimates)
 
 
 def read_comparison_tables(path: Path) -> ComparisonTables:
     """The comparison.json of `maestro evaluate --compare`, or its folder. Raises DataError where it cannot be read."""
     comparison = read_comparison(path)
-    return ComparisonTables(tables(comparison), notes(comparison))
+    try:
+        return ComparisonTables(tables(comparison), notes(comparison))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not a comparison of evaluations ({error}). `maestro evaluate --compare` writes it."
+        ) from None
 
 
 def _verdict(verdict: Mapping[str, Any]) -> str:

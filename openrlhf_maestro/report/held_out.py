@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openrlhf_maestro.evaluation.accuracy import Accuracy
 from openrlhf_maestro.report.run import Run, Series
 
 OVERALL = "overall"
+BOUNDS = ("accuracy_low", "accuracy_high")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Share of held-out responses that the rule accepts, after `step` steps; n is 0 where it was not logged."""
+    """Share of held-out responses that are right, after `step` steps; n is 0 where it was not logged.
+
+    `low` and `high`: the logged 95 % interval, which knows which responses belong together; NaN where there is none.
+    """
 
     step: int
     share: float
     n: int = 0
+    low: float = math.nan
+    high: float = math.nan
 
     @property
     def k(self) -> int:
@@ -26,7 +33,9 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Wilson's 95 % interval of the share; None without n."""
+        """The logged one, else Wilson's of k of n independent responses; None without n."""
+        if not math.isnan(self.low) and not math.isnan(self.high):
+            return self.low, self.high
         return Accuracy(self.k, self.n).interval() if self.n else None
 
 
@@ -38,6 +47,10 @@ class AccuracyRow:
     evaluations: list[Evaluation]
 
     @property
+    def steps(self) -> list[int]:
+        return [evaluation.step for evaluation in self.evaluations]
+
+    @property
     def first(self) -> Evaluation:
         return self.evaluations[0]
 
@@ -45,29 +58,46 @@ class AccuracyRow:
     def last(self) -> Evaluation:
         return self.evaluations[-1]
 
-    @property
-    def change(self) -> float:
-        """Last minus first, as a share; NaN after a single evaluation."""
-        return self.last.share - self.first.share if len(self.evaluations) > 1 else math.nan
+    def at(self, step: int) -> Evaluation | None:
+        """The evaluation after `step` steps; None where this data set had none."""
+        return next((evaluation for evaluation in self.evaluations if evaluation.step == step), None)
+
+    def change(self, first: int, last: int) -> float:
+        """From the evaluation after `first` steps to that after `last`, as a share; NaN where there are not two."""
+        before, after = self.at(first), self.at(last)
+        return after.share - before.share if before and after and before is not after else math.nan
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """Mean score of one data set's held-out responses at every evaluation, and how many there were; 0: not logged."""
+    """Mean score of one data set's held-out responses at every evaluation, and how many there were; NaN: not logged."""
 
     datasource: str
     scores: Series
-    sizes: list[int]
+    sizes: Series
+
+    @property
+    def steps(self) -> list[int]:
+        return self.scores.steps
+
+    def at(self, step: int) -> float:
+        """The score after `step` steps; NaN where there is none."""
+        return self.scores.at([step])[0]
+
+    def size(self, step: int) -> float:
+        """How many responses it is of."""
+        return self.sizes.at([step])[0]
 
 
 def accuracy_rows(run: Run) -> list[AccuracyRow]:
     """One row a data set, sorted, and the overall one last: logged, or the sum of the others where all have n."""
     rows = []
     for datasource in run.names_between("eval/", "/accuracy"):
-        shares, sizes = run.series(f"eval/{datasource}/accuracy"), run.series(f"eval/{datasource}/n")
+        shares = run.series(f"eval/{datasource}/accuracy")
+        beside = [run.series(f"eval/{datasource}/{key}").at(shares.steps) for key in ("n", *BOUNDS)]
         evaluations = [
-            Evaluation(step, share, 0 if math.isnan(n) else int(n))
-            for step, share, n in zip(shares.steps, shares.values, sizes.at(shares.steps), strict=True)
+            Evaluation(step, share, 0 if math.isnan(n) else int(n), low, high)
+            for step, share, n, low, high in zip(shares.steps, shares.values, *beside, strict=True)
             if not math.isnan(share)
         ]
         if evaluations:
@@ -92,12 +122,19 @@ def _pooled(rows: list[AccuracyRow]) -> AccuracyRow | None:
     return AccuracyRow(OVERALL, pooled) if pooled else None
 
 
-def missing_rates(run: Run) -> dict[str, float]:
-    """Share of each data set's responses without a verdict at its last evaluation, where it is not 0."""
+def ends(rows: Sequence[AccuracyRow | ScoreRow]) -> tuple[int, int] | None:
+    """The steps of the first and the last evaluation of any of the rows; None without any."""
+    steps = [step for row in rows for step in row.steps]
+    return (min(steps), max(steps)) if steps else None
+
+
+def missing_rates(run: Run, step: int) -> dict[str, float]:
+    """Share of each data set's responses without a verdict at the evaluation after `step` steps, where it is not 0."""
     rates = {
-        name: run.series(f"eval/{name}/missing_rate").finite() for name in run.names_between("eval/", "/missing_rate")
+        name: run.series(f"eval/{name}/missing_rate").at([step])[0]
+        for name in run.names_between("eval/", "/missing_rate")
     }
-    return {name: values[-1] for name, values in rates.items() if values and values[-1] > 0}
+    return {name: rate for name, rate in rates.items() if rate > 0}
 
 
 def score_rows(run: Run) -> list[ScoreRow]:
@@ -106,5 +143,5 @@ def score_rows(run: Run) -> list[ScoreRow]:
     for datasource in sorted(run.names_between("eval/", "/score"), key=lambda name: (name == OVERALL, name)):
         scores, sizes = run.series(f"eval/{datasource}/score"), run.series(f"eval/{datasource}/n")
         if scores and scores != run.series(f"eval/{datasource}/accuracy"):
-            rows.append(ScoreRow(datasource, scores, [0 if math.isnan(n) else int(n) for n in sizes.at(scores.steps)]))
+            rows.append(ScoreRow(datasource, scores, sizes))
     return rows

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +10,23 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from openrlhf_maestro.config.writing import write_atomically
 from openrlhf_maestro.report import compare_figures, figures, formats
 from openrlhf_maestro.report.browser import evaluation_browser, rollout_browser
-from openrlhf_maestro.report.compare import LAST_STEPS, Contender, contenders, datasources, differing_options
+from openrlhf_maestro.report.compare import (
+    LAST_STEPS,
+    Contender,
+    contenders,
+    datasources,
+    differing_options,
+    headline,
+    same_datasources,
+)
 from openrlhf_maestro.report.embed import embedded_json, script_hash
 from openrlhf_maestro.report.evaluations import read_comparison_tables, read_summary
-from openrlhf_maestro.report.held_out import accuracy_rows, missing_rates, score_rows
+from openrlhf_maestro.report.held_out import accuracy_rows, ends, missing_rates, score_rows
 from openrlhf_maestro.report.responses import sample_groups, segments
-from openrlhf_maestro.report.run import Run, flat, load_run
+from openrlhf_maestro.report.run import ReportError, Run, flat, load_run
 from openrlhf_maestro.report.sample import advantages_by_step, sample_evaluation, sample_rollouts
 from openrlhf_maestro.report.summary import (
     cards,
@@ -60,23 +67,23 @@ def write_report(run_dir: Path, output: Path | None = None, extras: Extras | Non
     Reads files only; a run that is still going or was stopped is shown as far as it got. The page is one file without
     links to others, and replaces an earlier one in one move.
 
-    Raises ReportError where `run_dir` is not a run directory, DataError for evaluations that cannot be read, OSError
-    where the page cannot be written.
+    Raises ReportError where `run_dir` is not a run directory or the page cannot be written, DataError for evaluations
+    that cannot be read.
     """
     content = (extras or Extras()).content()
     target = output or run_dir / "report.html"
-    write_atomically(target, render("report.html.j2", run_content(load_run(run_dir)) | content))
+    _write(target, render("report.html.j2", run_content(load_run(run_dir)) | content))
     return target
 
 
 def write_comparison(run_dirs: Sequence[Path], output: Path | None = None, extras: Extras | None = None) -> Path:
     """Write the page of several runs side by side and return its path, by default `report.html` in this folder.
 
-    Raises what `write_report` raises, and ReportError for a run that is given twice or for too many of them.
+    Raises what `write_report` raises, and UserError for a run that is given twice or for too many of them.
     """
     content = (extras or Extras()).content()
     target = output or Path("report.html")
-    write_atomically(target, render("compare.html.j2", compare_content(contenders(run_dirs)) | content))
+    _write(target, render("compare.html.j2", compare_content(contenders(run_dirs)) | content))
     return target
 
 
@@ -110,7 +117,8 @@ def render(template: str, content: dict[str, Any]) -> str:
 def run_content(run: Run) -> dict[str, Any]:
     """Everything that report.html.j2 names of the run."""
     rows, times, groups = accuracy_rows(run), timing(run), sample_groups(run)
-    a_token = per_token(run, times)
+    a_token, scores = per_token(run, times), score_rows(run)
+    accuracy_ends = ends(rows)
     sample = sample_rollouts(run)
     components = run.components()
     shown = list(dict.fromkeys([*components, *(name for row in sample.rows for name in row.raw)]))
@@ -127,8 +135,10 @@ def run_content(run: Run) -> dict[str, Any]:
         "accuracy": rows,
         "accuracy_panels": figures.accuracy_panels(rows),
         "verdict": VERDICTS.get(run.option("eval.verdict"), "the rule"),
-        "missing": missing_rates(run),
-        "scores": score_rows(run),
+        "accuracy_ends": accuracy_ends,
+        "missing": missing_rates(run, accuracy_ends[1]) if accuracy_ends else {},
+        "scores": scores,
+        "score_ends": ends(scores),
         "evaluation": evaluation,
         "fixed_weights": fixed,
         "weight_panels": [] if fixed else figures.weight_panels(run),
@@ -164,6 +174,8 @@ def compare_content(runs: list[Contender]) -> dict[str, Any]:
         "names": [run.name for run in runs],
         "run_colours": {run.name: run.colour for run in runs},
         "datasources": datasources(runs),
+        "headline": headline(runs),
+        "same_datasources": same_datasources(runs),
         "accuracy_panels": compare_figures.accuracy_panels(runs),
         "reward_panels": compare_figures.reward_panels(runs),
         "weight_panels": compare_figures.weight_panels(runs),
@@ -175,15 +187,11 @@ def compare_content(runs: list[Contender]) -> dict[str, Any]:
     }
 
 
-def write_atomically(target: Path, text: str) -> None:
-    """A reader, or a full disk, never meets half a page."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    temporary = Path(name)
+def _write(target: Path, page: str) -> None:
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.chmod(0o644)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, page)
+    except OSError as error:
+        raise ReportError(
+            f"{target} cannot be written: {error.strerror}. Name another file with `maestro report RUN --output FILE`."
+        ) from error

@@ -30,6 +30,14 @@ Read = TypeVar("Read")
 PAPER_COMPONENTS = ("format", "perplexity", "entropy", "length", "preference")
 
 
+def in_paper_order(names: Iterable[str]) -> list[str]:
+    """The names, each once: the paper's first, the others as they come."""
+    found = list(dict.fromkeys(names))
+    return sorted(
+        found, key=lambda name: PAPER_COMPONENTS.index(name) if name in PAPER_COMPONENTS else len(PAPER_COMPONENTS)
+    )
+
+
 class ReportError(UserError):
     """A folder cannot be reported on; the message is one short paragraph for the user."""
 
@@ -97,9 +105,7 @@ class Run:
         """Names of the reward components, the paper's first."""
         found = dict.fromkeys(self.names_between("reward/", "/raw_mean"))
         found |= dict.fromkeys(name for name in self.names_between("conductor/weight/", "") if "/" not in name)
-        return [name for name in PAPER_COMPONENTS if name in found] + [
-            name for name in found if name not in PAPER_COMPONENTS
-        ]
+        return in_paper_order(found)
 
     def weight_datasources(self) -> list[str]:
         """Data sets that have weights of their own, `conductor/weight/<datasource>/<name>`, sorted."""

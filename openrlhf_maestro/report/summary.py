@@ -97,9 +97,15 @@ def per_token(run: Run, times: Timing) -> Timing:
 
 
 def constant_weights(run: Run) -> dict[str, float]:
-    """The weight of each component where none ever changed (equal, fixed or single weights); else empty."""
+    """The weight of each component where none ever changed (equal, fixed or single weights); else empty.
+
+    After one step nothing that learns can have changed, so that this says nothing of it.
+    """
     overall = {name: run.series(f"conductor/weight/{name}").finite() for name in run.components()}
     logged = {name: values for name, values in overall.items() if values}
+    learned = run.option("conductor.kind") in ("conductor", None)  # or it is not known
+    if learned and any(len(values) < 2 for values in logged.values()):
+        return {}
     constant = all(max(values) - min(values) < SAME_WEIGHT for values in logged.values())
     return {name: values[-1] for name, values in logged.items()} if constant else {}
 
@@ -140,9 +146,10 @@ def _model_name(run: Run) -> str:
 
 def _steps_card(run: Run) -> Card:
     planned, done = run.option("run.max_steps"), run.last_step
+    state = "finished" if run.finished else "so far"
     if isinstance(planned, int) and planned > 0:
-        return Card("GRPO steps", f"{done} of {planned}", "finished" if done >= planned else "so far")
-    return Card("GRPO steps", str(done), "so far" if not (run.path / "model").is_dir() else "finished")
+        return Card("GRPO steps", f"{done} of {planned}", state)
+    return Card("GRPO steps", str(done), state)
 
 
 def _batch_card(run: Run) -> Card:
@@ -158,10 +165,11 @@ def _accuracy_card(run: Run) -> Card:
         return Card("Held-out accuracy", NONE, "not evaluated")
     row = rows[-1]
     size = f"n = {row.last.n}" if row.last.n else "n not logged"
-    if math.isnan(row.change):
+    change = row.change(row.first.step, row.last.step)
+    if math.isnan(change):
         return Card("Held-out accuracy", percent(row.last.share), f"at step {row.last.step}, {size}")
     value = f"{100 * row.first.share:.1f} → {percent(row.last.share)}"
-    return Card("Held-out accuracy", value, f"{points(row.change)} points, {size}")
+    return Card("Held-out accuracy", value, f"{points(change)} points, {size}")
 
 
 def _reward_card(run: Run) -> Card:

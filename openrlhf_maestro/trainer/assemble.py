@@ -74,17 +74,17 @@ def assemble(
         evaluator=evaluator,
         logprob_diff_limit=limit,
         watch=collapse_watch(config),
-        best=_best(config, run_dir),
+        best=_best(config, run_dir, checkpoint.step if checkpoint is not None else 0),
         loggers=inputs.loggers,
         stop=inputs.stop,
     )
 
 
-def _best(config: MaestroConfig, run_dir: RunDir) -> BestModel | None:
+def _best(config: MaestroConfig, run_dir: RunDir, done: int) -> BestModel | None:
     """Where there are several evaluations to choose from."""
     evaluated = config.eval.dataset is not None and config.eval.steps > 0
     wanted = config.ckpt.best_metric_key != "none"
-    return BestModel(run_dir, config.ckpt.best_metric_key) if evaluated and wanted else None
+    return BestModel(run_dir, config.ckpt.best_metric_key, done) if evaluated and wanted else None
 
 
 def _orchestrator(config: MaestroConfig, workers: Workers) -> Orchestrator:

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from openrlhf_maestro.evaluation.tables import Summary, SummaryRow, score_text
 
-CONSOLE = Console(highlight=False)
+# Names of data sets, paths and replies of judges may hold square brackets: they are no markup here.
+CONSOLE = Console(highlight=False, markup=False)
 
 
 class TrainingConsole:

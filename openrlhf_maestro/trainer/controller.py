@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,8 @@ class Controller:
                 metrics = step_metrics(scored, update, self.orchestrator) | meta | clock.metrics()
                 if self.is_due(step, self.config.eval.steps, total):
                     console.phase("evaluating")
-                    after = self._evaluate(step)
+                    with self.kept(step, partial(self.record, step, scored, metrics)):
+                        after = self._evaluate(step)
                     metrics |= evaluation_metrics(after) if after else {}
                     self.keep_best(step, metrics)
                 self.record(step, scored, metrics)
@@ -101,11 +104,19 @@ class Controller:
 
     def collect(self, step: int, clock: Stopwatch, console: TrainingConsole) -> Scored | None:
         """The step's scored groups. Where a scorer ends the run, a checkpoint of the step before is written first."""
-        try:
+        with self.kept(step - 1):
             return self.collector.collect(step, clock, console)
+
+    @contextmanager
+    def kept(self, done: int, record: Callable[[], None] | None = None) -> Iterator[None]:
+        """Where the block ends the run, what was done until step `done` is on disk first: its record, a checkpoint."""
+        try:
+            yield
         except RunError:
-            if step > 1 and step - 1 not in saved_steps(self.run_dir.checkpoints):
-                self.save_checkpoint(step - 1)
+            if record is not None:
+                record()
+            if done > 0 and done not in saved_steps(self.run_dir.checkpoints):
+                self.save_checkpoint(done)
             raise
 
     def update_policy(self, micro_batches: Sequence[Any], step: int) -> dict[str, float]:
@@ -201,9 +212,13 @@ class Controller:
 
     def _evaluate_between_steps(self, step: int) -> Summary | None:
         """With a line of its own in metrics.jsonl."""
-        summary = self._evaluate(step)
+        with self.kept(step):
+            summary = self._evaluate(step)
         if summary is not None:
-            self.log(step, evaluation_metrics(summary))
+            metrics = evaluation_metrics(summary)
+            self.log(step, metrics)
+            if step > 0:
+                self.keep_best(step, metrics)
         return summary
 
     @staticmethod

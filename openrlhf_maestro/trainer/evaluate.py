@@ -158,7 +158,7 @@ def _wanted(config: EvaluateConfig, prompts: PromptSet, model: str) -> tuple[lis
             prompt,
             rendered,
             sample,
-            _cluster(prompt, config.data.cluster_key),
+            prompt.cluster(config.data.cluster_key),
             response_seed(config.generation.seed, PURPOSE, 0, prompt.id, sample),
         )
         for prompt in fitted
@@ -166,13 +166,6 @@ def _wanted(config: EvaluateConfig, prompts: PromptSet, model: str) -> tuple[lis
         for sample in range(config.generation.n_samples_per_prompt)
     ]
     return wanted, max(len(prompt.token_ids) for prompt in fitted) + new_tokens
-
-
-def _cluster(prompt: Prompt, key: str) -> str | None:
-    """The value of the column, or of the key in `meta`; None where the row has none."""
-    meta = prompt.metadata.get("meta")
-    value = prompt.metadata.get(key, meta.get(key) if isinstance(meta, Mapping) else None)
-    return None if value is None else str(value)
 
 
 # ── its responses ──

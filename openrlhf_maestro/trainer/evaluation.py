@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ from openrlhf_maestro.trainer.run_dir import RunDir
 
 if TYPE_CHECKING:
     from openrlhf_maestro.rollout.sampler import Sampler
+
+
+# Of the bootstrap of mean scores: they are looked at while training, not reported.
+RESAMPLES = 1000
 
 
 class Evaluator:
@@ -64,7 +69,7 @@ class Evaluator:
                 "score": [result.score for result in results],
             },
         )
-        return summarise(results)
+        return summarise(results, resamples=RESAMPLES)
 
     def _judged(self, step: int, asked: Sequence[tuple[Prompt, int]], texts: Sequence[str]) -> list[Result]:
         keys = [f"{prompt.key}#{sample}" for prompt, sample in asked]
@@ -79,7 +84,7 @@ class Evaluator:
                 id=prompt.id,
                 sample=sample,
                 datasource=prompt.datasource,
-                cluster=None,
+                cluster=prompt.cluster(),
                 right=verdict.right,
                 score=verdict.score,
                 votes=verdict.votes,
@@ -90,13 +95,22 @@ class Evaluator:
 
 
 def evaluation_metrics(summary: Summary) -> dict[str, float]:
-    """`eval/<datasource>/accuracy` and `/score` where there are any, the `/n` they are of, `/missing_rate`."""
+    """`eval/<datasource>/accuracy` and `/score` where there are any, with intervals, `/n` and `/missing_rate`."""
     metrics: dict[str, float] = {}
     for row in (*summary.datasources, summary.overall):
         if row.share is not None:
             metrics[f"eval/{row.name}/accuracy"] = row.share.value
+            metrics[f"eval/{row.name}/accuracy_low"] = _bound(row.share.low)
+            metrics[f"eval/{row.name}/accuracy_high"] = _bound(row.share.high)
         if row.score is not None:
             metrics[f"eval/{row.name}/score"] = row.score.value
+            metrics[f"eval/{row.name}/score_low"] = _bound(row.score.low)
+            metrics[f"eval/{row.name}/score_high"] = _bound(row.score.high)
         metrics[f"eval/{row.name}/n"] = row.n or row.scored
         metrics[f"eval/{row.name}/missing_rate"] = row.missing / row.responses
     return metrics
+
+
+def _bound(value: float | None) -> float:
+    """NaN where a single prompt cannot say how much it varies."""
+    return math.nan if value is None else value

@@ -12,10 +12,10 @@ from typing import Any
 
 from openrlhf_maestro.config.evaluate import EvaluateConfig
 from openrlhf_maestro.config.load import to_yaml
+from openrlhf_maestro.config.writing import write_atomically
 from openrlhf_maestro.data.prompts import Prompt
 from openrlhf_maestro.errors import ConfigError, DataError
 from openrlhf_maestro.evaluation.log import Row, read_rows, write_rows
-from openrlhf_maestro.trainer.run_dir import write_atomically
 
 RESPONSES = "responses.jsonl"
 MADE_BY = "made_by.json"

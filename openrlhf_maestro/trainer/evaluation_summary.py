@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from openrlhf_maestro.config.evaluate import EvaluateConfig
 from openrlhf_maestro.evaluation import Verdicts
+from openrlhf_maestro.evaluation.console import print_table
 from openrlhf_maestro.evaluation.judge import JudgeVerdicts
 from openrlhf_maestro.evaluation.pairwise import PairwiseVerdicts
 from openrlhf_maestro.evaluation.prompts import load_instructions
@@ -65,13 +64,8 @@ def _print(
     config: EvaluateConfig, summary: Summary, counts: VoteCounts | None, verdicts: Verdicts, results: Sequence[Result]
 ) -> None:
     found = table(summary, f"{config.run.name}: {config.model.name_or_path} on {config.data.dataset}")
-    shown = Table(title=escape(found.title), title_justify="left")
-    for name in found.columns:
-        shown.add_column(escape(name), justify="right" if name in found.numbers else "left")
-    for row in found.rows:
-        shown.add_row(*map(escape, row))
     # Only a terminal has an edge to fold at.
-    (CONSOLE if CONSOLE.is_terminal else Console(width=200, highlight=False)).print(shown)
+    print_table(CONSOLE if CONSOLE.is_terminal else Console(width=200, highlight=False), found)
     if counts is not None:
         CONSOLE.print(
             f"{counts.total} replies of the judge: {counts.reused} there already, {counts.asked} new, "

@@ -49,8 +49,8 @@ class TensorBoardLogger:
     def __init__(self, folder: Path, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What an interrupted run wrote after the checkpoint is hidden: it comes again.
-        self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+        # What was written there after these steps is hidden: by a run that goes on now, or by an earlier one.
+        self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else 0)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -62,7 +62,10 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A run of Weights & Biases; one that is resumed goes on under the same id."""
+    """A run of Weights & Biases; one that is resumed goes on under the same id.
+
+    Its own step counter cannot go back, and would refuse what a resume runs again: `step` is a metric, and the axis.
+    """
 
     def __init__(self, section: WandbSection, config: MaestroConfig, folder: Path) -> None:
         import wandb
@@ -86,8 +89,10 @@ class WandbLogger:
                 "logger.wandb.mode to offline or off."
             ) from error
 
+        self._run.define_metric("*", step_metric="step")
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
+        self._run.log({"step": step} | dict(metrics))
 
     def close(self) -> None:
         self._run.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from openrlhf_maestro.conductor import Conductor
 from openrlhf_maestro.config.schema import MaestroConfig
-from openrlhf_maestro.data.prompts import PromptLoader, PromptSet, fit_prompts, load_prompts
+from openrlhf_maestro.data.prompts import OVERALL, PromptLoader, PromptSet, fit_prompts, load_prompts
 from openrlhf_maestro.data.rendering import prompt_renderer
 from openrlhf_maestro.errors import ConfigError, MaestroError, RunError
 from openrlhf_maestro.evaluation import Verdicts, make_verdicts
@@ -27,7 +28,7 @@ from openrlhf_maestro.trainer.console import CONSOLE, held_out_table
 from openrlhf_maestro.trainer.loggers import Loggers, make_loggers
 from openrlhf_maestro.trainer.resume import Checkpoint, find_checkpoint
 from openrlhf_maestro.trainer.run_dir import RunDir
-from openrlhf_maestro.trainer.stopping import StopRequest
+from openrlhf_maestro.trainer.stopping import SIGNALS, StopRequest, ignored
 from openrlhf_maestro.upstream.device import check_device_options, choose_device
 
 # Given to vLLM to end its own processes before Ray kills its actor.
@@ -158,7 +159,18 @@ def check_data(config: MaestroConfig) -> Data:
         render=None,
         max_prompt_tokens=config.max_prompt_tokens,
     )
+    _check_best_metric(config, held_out)
     return Data(training, held_out)
+
+
+def _check_best_metric(config: MaestroConfig, held_out: PromptSet) -> None:
+    """Refuse a metric that no evaluation will have."""
+    key = config.ckpt.best_metric_key
+    there = sorted({prompt.datasource for prompt in held_out} | {OVERALL})
+    if key.startswith("eval/") and key.split("/", 1)[1].rpartition("/")[0] not in there:
+        raise ConfigError(
+            f"ckpt.best_metric_key: {key} is of a data set that no evaluated row is of. There are {', '.join(there)}."
+        )
 
 
 def check_initial_conductor(config: MaestroConfig, run_dir: RunDir) -> None:
@@ -213,9 +225,10 @@ def _train(config: MaestroConfig, device: str, inputs: Inputs) -> Path:
             outcome = controller.train(start, total)
             if outcome.stopped_after is None:
                 cluster.finish(controller)
+            inputs.stop.end_steps()
         finally:
-            inputs.stop.begin_closing()
-            cluster.stop()
+            with ignored(*SIGNALS):  # the run is ending, and its processes have to be ended first
+                cluster.stop()
     from openrlhf_maestro.report import write_report
 
     page = write_report(run_dir.path)
@@ -246,7 +259,9 @@ class _Cluster:
         # Ray's processes die with the thread that started them: it must be this one.
         with ThreadPoolExecutor(max_workers=1) as pool:
             importing = pool.submit(_import_heavy_modules)
-            _start_ray(ray_settings(config, self.device))
+            # Slurm sends SIGUSR1 to every process of a step: Ray's and its workers' are not to die of it.
+            with ignored(signal.SIGUSR1):
+                _start_ray(ray_settings(config, self.device))
             importing.result()
 
     def build(self, inputs: Inputs) -> tuple[Any, int, int]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from openrlhf_maestro.config.load import to_yaml
 from openrlhf_maestro.config.schema import MaestroConfig
+from openrlhf_maestro.config.writing import write_atomically
 from openrlhf_maestro.trainer.batch import Scored
 
 Column = Sequence[Any] | np.ndarray
@@ -119,13 +120,6 @@ def _names(scored: Scored) -> list[str | None]:
 def _write_parquet(path: Path, columns: Columns) -> None:
     partial = path.with_suffix(".partial")
     pq.write_table(pa.table(dict(columns)), partial)
-    os.replace(partial, path)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from openrlhf_maestro.config.schema import BUNDLED
 from openrlhf_maestro.config.sft import SftConfig
@@ -24,41 +24,46 @@ def fine_tune(config: SftConfig) -> Path:
         DataError: the rows cannot be read, or have no such columns.
         ConfigError: a template or a bundled model does not exist, or the device is not there.
     """
-    config = _resolve(config)
+    data = config.data
+    dataset = bundled_dataset(data.dataset, data.dataset_split, config.run.assets_dir)
+    rows = load_demonstrations(data.model_copy(update={"dataset": dataset}))
+    model = _model_folder(config)
     from openrlhf_maestro.upstream.device import choose_device
 
     device = choose_device(config.run.device)
     os.environ.update(process_environment(device, config.run.trust_remote_code))
     _single_process_unless_launched()
-    from openrlhf_maestro.upstream.patches import prepare_process
+    with TemporaryDirectory(prefix="maestro-sft-") as folder:
+        # The `datasets` library keeps a copy of every file it has read.
+        os.environ["HF_DATASETS_CACHE"] = str(Path(folder) / "cache")
+        file = _written(rows, Path(folder))
+        resolved = config.model_copy(
+            update={
+                "data": data.model_copy(update={"dataset": file} | _ROWS),
+                "model": config.model.model_copy(update={"model_name_or_path": model}),
+            }
+        )
+        from openrlhf_maestro.upstream.patches import prepare_process
 
-    prepare_process()
-    from openrlhf.cli import train_sft
+        prepare_process()
+        from openrlhf.cli import train_sft
 
-    from openrlhf_maestro.upstream.options import sft_arguments
+        from openrlhf_maestro.upstream.options import sft_arguments
 
-    train_sft.train(sft_arguments(config, device))
+        train_sft.train(sft_arguments(resolved, device))
     return Path(config.ckpt.output_dir)
 
 
-def _resolve(config: SftConfig) -> SftConfig:
-    """Bundled names replaced by the files they stand for."""
-    data = config.data
-    dataset = bundled_dataset(data.dataset, data.dataset_split, config.run.assets_dir)
-    rows = load_demonstrations(data.model_copy(update={"dataset": dataset}))
-    model = config.model.model_name_or_path
-    if model.startswith(BUNDLED):
-        base = model.removeprefix(BUNDLED)
-        if base not in POLICY_BASES.values():
-            names = ", ".join(BUNDLED + name for name in POLICY_BASES.values())
-            raise ConfigError(f"model.model_name_or_path: {model} cannot be tuned. Bundled are {names}.")
-        model = str(ensure_asset(base, config.run.assets_dir))
-    return config.model_copy(
-        update={
-            "data": data.model_copy(update={"dataset": _written(rows, Path(config.ckpt.output_dir))} | _ROWS),
-            "model": config.model.model_copy(update={"model_name_or_path": model}),
-        }
-    )
+def _model_folder(config: SftConfig) -> str:
+    """The model to tune; a bundled one is made where it is missing."""
+    name = config.model.model_name_or_path
+    if not name.startswith(BUNDLED):
+        return name
+    base = name.removeprefix(BUNDLED)
+    if base not in POLICY_BASES.values():
+        names = ", ".join(BUNDLED + known for known in POLICY_BASES.values())
+        raise ConfigError(f"model.model_name_or_path: {name} cannot be tuned. Bundled are {names}.")
+    return str(ensure_asset(base, config.run.assets_dir))
 
 
 # How OpenRLHF is told to read the file that `_written` makes.
@@ -66,13 +71,9 @@ _ROWS = {"dataset_split": "train", "input_key": "prompt", "output_key": "respons
 
 
 def _written(rows: list[Demonstration], folder: Path) -> str:
-    """The rows in a file beside the model; ranks that are launched together all write the same."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "sft_rows.jsonl"
-    handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{file.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as lines:
+    file = folder / "rows.jsonl"
+    with file.open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(partial, file)
     return str(file)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -14,14 +16,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class StopRequest:
     """Whether the run was asked to stop.
 
-    Between `begin_steps` and `begin_closing` the first signal only sets `requested`; a second one, or one before the
-    steps, raises KeyboardInterrupt. While the run closes none does anything. In the main thread only.
+    Between `begin_steps` and `end_steps` the first signal only sets `requested`; a second one, or one at another time,
+    raises KeyboardInterrupt. In the main thread only.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self._in_steps = False
-        self._closing = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -44,15 +45,24 @@ class StopRequest:
         """From now on there is a step to finish."""
         self._in_steps = True
 
-    def begin_closing(self) -> None:
-        """From now on the run is ending anyway, and its processes have to be ended first."""
-        self._closing = True
+    def end_steps(self) -> None:
+        """From now on nothing is lost by stopping at once."""
+        self._in_steps = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._closing:
-            return
         if self.requested or not self._in_steps:
             raise KeyboardInterrupt
         self.requested = True
         # Not by the console: the signal may have come while that was printing.
-        os.write(2, b"\nmaestro: finishing this step and writing a checkpoint; a second signal stops at once\n")
+        os.write(2, b"\nmaestro: finishing this step, then the run is saved and ends; a second signal stops at once\n")
+
+
+@contextmanager
+def ignored(*signals: signal.Signals) -> Iterator[None]:
+    """Does nothing on these while the block runs; processes that it starts ignore them for good."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +87,47 @@ def test_tensorboard_has_every_number_of_metrics_jsonl(evaluated: Any) -> None:
 def test_wandb_leaves_its_files_in_the_run_directory_and_nothing_on_the_console(evaluated: Any) -> None:
     assert len(list(evaluated.directory.glob("wandb/offline-run-*/run-*.wandb"))) == 1
     assert "wandb" not in evaluated.output + evaluated.stderr
+
+
+class Judge(BaseHTTPRequestHandler):
+    """Says True to everything; a real language model does so in test_chain.py."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        choice = {"index": 0, "message": {"role": "assistant", "content": "True"}, "finish_reason": "stop"}
+        body = json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_judge_that_goes_away_costs_no_step(start: Callable[..., Any], small_options: dict[str, Any]) -> None:
+    """It answers before the first step and is gone after the last: everything trained is there, and the run goes on."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    judge = {"model": "judge", "api_key_env": "null", "base_url": f"http://127.0.0.1:{server.server_port}/v1"}
+    judge |= {"votes": 1, "retry_s": 0.1, "max_failures": 1}
+    options = small_options | {"run.max_steps": 8, "eval.verdict": "judge", "eval.max_samples": 5}
+    options |= {f"eval.judge.{name}": value for name, value in judge.items()}
+    run = start(options)
+    try:
+        run.wait_for_step(1)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert run.wait() == 1, run.output
+    assert run.metrics()[0]["eval/overall/accuracy"] == 1.0
+    assert "cannot be reached" in run.stderr and "Traceback" not in run.stderr
+    assert [line["step"] for line in run.steps()] == list(range(1, 9))
+    assert (run.directory / "checkpoints" / "global_step_8").is_dir()
+    assert not (run.directory / "model").exists()
+    again = start(options, directory=run.directory)
+    assert again.wait() == 0, again.stderr
+    assert (run.directory / "model" / "model.safetensors").is_file()

@@ -62,10 +62,8 @@ def stopped_by(start: Callable[..., Any], options: dict[str, Any], *signals: sig
         while index and HEARD not in run.stderr:
             assert time.monotonic() - began < LIMIT_S, run.stderr
             time.sleep(0.01)
-        if number == signal.SIGINT:  # a terminal sends it to the whole foreground group
-            os.killpg(run.process.pid, number)
-        else:
-            run.process.send_signal(number)
+        # A terminal sends SIGINT to the whole foreground group, and Slurm SIGUSR1 to all processes of a step.
+        os.killpg(run.process.pid, number)
     code = run.wait(timeout_s=120)
     took_s = time.monotonic() - began
     _, alive = psutil.wait_procs(processes, timeout=10)
@@ -73,7 +71,7 @@ def stopped_by(start: Callable[..., Any], options: dict[str, Any], *signals: sig
 
 
 # What is sent, and the exit code.
-WAYS = {"at once": ((signal.SIGINT, signal.SIGINT), INTERRUPTED), "after the step": ((signal.SIGTERM,), 0)}
+WAYS = {"at once": ((signal.SIGINT, signal.SIGINT), INTERRUPTED), "after the step": ((signal.SIGUSR1,), 0)}
 
 
 @pytest.fixture(scope="module", params=WAYS)

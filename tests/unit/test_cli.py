@@ -64,6 +64,13 @@ def test_help_and_errors_need_nothing_heavy_and_under_a_second(argv: list[str]) 
     assert after.ru_utime - before.ru_utime < 1.0
 
 
+@pytest.mark.parametrize("argv", [["--compare", "--help"], ["--compare", "a", "b", "-h"], ["-h", "--compare", "a"]])
+def test_the_help_of_a_comparison_is_its_own(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", *argv]) == 0
+    printed = capsys.readouterr().out
+    assert "--baseline" in printed and "--resamples" in printed and "judge.model" not in printed
+
+
 @pytest.mark.parametrize(("command", "cls"), CONFIGURED.items())
 def test_the_help_of_a_command_lists_every_option(
     command: str, cls: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -211,7 +218,14 @@ class TestReport:
         assert capsys.readouterr().out == "report.html\n"
 
     @pytest.mark.parametrize(
-        "argv", [[], ["runs/a", "--output"], ["runs/a", "--ouput=x"], ["runs/a", "--watch", "--interval_s", "0"]]
+        "argv",
+        [
+            [],
+            ["runs/a", "--output"],
+            ["runs/a", "--ouput=x"],
+            ["runs/a", "--watch", "--interval_s", "0"],
+            ["runs/a", "--interval_s", "5"],
+        ],
     )
     def test_wrong_arguments_are_one_line_and_exit_2(
         self, argv: list[str], calls: list[object], capsys: pytest.CaptureFixture[str]
@@ -224,3 +238,21 @@ class TestReport:
         assert main(["report", str(tmp_path)]) == 2
         out, err = capsys.readouterr()
         assert out == "" and str(tmp_path) in err and "Traceback" not in err
+
+    @pytest.mark.parametrize("output", ["folder", "file/page.html", "file"])
+    def test_a_page_that_cannot_be_written_is_one_paragraph(
+        self, output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for folder in ("run", "folder"):
+            (tmp_path / folder).mkdir()
+        (tmp_path / "run/config.yaml").write_text("run: {name: a}")
+        (tmp_path / "file").write_text("")
+        target = tmp_path / output
+        code = main(["report", str(tmp_path / "run"), "--output", str(target)])
+        out, err = capsys.readouterr()
+        if output == "file":  # an earlier page
+            assert (code, out) == (0, f"{target}\n")
+            return
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(f"maestro: {target} cannot be written: ") and "--output" in err
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "run"]

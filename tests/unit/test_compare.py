@@ -18,7 +18,7 @@ from openrlhf_maestro.evaluation.compare import Comparison, Contrast, compare, r
 from openrlhf_maestro.evaluation.comparison_page import markdown, notes, tables
 from openrlhf_maestro.evaluation.loading import Evaluation, load_evaluations
 from openrlhf_maestro.evaluation.results import Result, write_results
-from openrlhf_maestro.evaluation.tables import Summary, SummaryRow, summarise, table
+from openrlhf_maestro.evaluation.tables import Summary, SummaryRow, Table, summarise, table
 from openrlhf_maestro.evaluation.tables import markdown as summary_markdown
 
 JUDGE = {"kind": "judge", "model": "qwen", "prompt": "strict", "votes": 3}
@@ -396,6 +396,53 @@ def test_rows_of_one_cluster_alone_have_no_interval_but_a_page() -> None:
     assert "| +100.0 |" in markdown(found)
 
 
+def cells_of(found: Table) -> list[list[tuple[str, str]]]:
+    return [list(zip(found.columns, row, strict=True)) for row in found.rows]
+
+
+@pytest.mark.parametrize("labels", [("test", "p"), ("pairs", "data set"), ("clusters", "only one right")])
+def test_an_evaluation_may_be_called_like_a_column(labels: tuple[str, str]) -> None:
+    base, new = evaluation(labels[0], results("+---")), evaluation(labels[1], results("++++"))
+    _, found = tables(compare([base, new], resamples=1000))
+    assert len(found.columns) == 9
+    (row,) = cells_of(found)
+    # The columns beside them keep what is theirs: three pairs of four differ, and p = 2 / 2^3.
+    assert row[:3] == [("data set", "emobench"), ("pairs", "4"), ("clusters", "4")]
+    assert row[3:5] == [(labels[1], "100.0 %"), (labels[0], "25.0 %")]
+    assert row[-3:] == [("only one right", "3:0"), ("p", "0.250"), ("test", "exact McNemar")]
+    assert found.numbers == (False, *[True] * 7, False)
+
+
+def test_a_data_set_called_overall_has_one_row_an_evaluation() -> None:
+    """One of two right in x, both in the data set `overall`: three of four together."""
+    pair = [evaluation(label, [*results("+-", "x"), *results("++", "overall")]) for label in ("a", "b")]
+    alone, _ = tables(compare(pair, resamples=1000))
+    shown = [(cells["data set"], cells["evaluation"], cells["right"]) for cells in map(dict, cells_of(alone))]
+    assert shown == [
+        ("overall", "a", "2/2"),
+        ("overall", "b", "2/2"),
+        ("x", "a", "1/2"),
+        ("x", "b", "1/2"),
+        ("overall", "a", "3/4"),
+        ("overall", "b", "3/4"),
+    ]
+
+
+def test_where_every_cluster_differs_alike_no_interval_is_shown_and_a_note_says_why() -> None:
+    found = compare([evaluation("a", results("+++")), evaluation("b", results("---"))], resamples=1000)
+    cells = dict(cells_of(tables(found)[1])[0])
+    assert (cells["points (95 %)"], cells["p"]) == ("-100.0", "0.250")
+    assert [note for note in notes(found) if "without an interval" in note]
+    mixed = compare([evaluation("a", results("+++")), evaluation("b", results("-+-"))], resamples=1000)
+    assert dict(cells_of(tables(mixed)[1])[0])["points (95 %)"].startswith("-66.7 (")
+    assert not [note for note in notes(mixed) if "without an interval" in note]
+
+
+def test_scores_that_are_all_the_same_have_no_interval() -> None:
+    found = table(summarise([result(str(row), None, score=0.5) for row in range(3)]))
+    assert dict(cells_of(found)[0])["mean score (95 %)"] == "0.500"
+
+
 def test_labels_that_are_not_unique_become_folders(tmp_path: Path) -> None:
     folders = [written(tmp_path / where, results("+-"), name="same") for where in ("a/x", "b/y", "c/y")]
     assert [one.label for one in load_evaluations(folders)] == ["x", *(str(folder) for folder in folders[1:])]
@@ -498,6 +545,13 @@ def test_a_result_that_makes_no_sense_is_named_by_its_line(tmp_path: Path, chang
     assert f"results.jsonl, line 2: {said}" in refusal(["--compare", first, second])
 
 
+def test_results_that_are_no_text_are_named(tmp_path: Path) -> None:
+    first, second = (written(tmp_path / name, results("+-")) for name in ("a", "b"))
+    (second / "results.jsonl").write_bytes(b"\xff\xfe\n")
+    message = refusal(["--compare", first, second])
+    assert str(second / "results.jsonl") in message and "UTF-8" in message
+
+
 def test_no_rows_and_repeated_keys_are_refused(tmp_path: Path) -> None:
     first, second = (written(tmp_path / name, results("+-")) for name in ("a", "b"))
     write_results(second / "results.jsonl", results("+-") * 2)
@@ -546,6 +600,13 @@ def test_a_file_that_is_no_comparison_is_named(tmp_path: Path, text: str | None)
     if text is not None:
         (tmp_path / "comparison.json").write_text(text)
     with pytest.raises(DataError, match=r"comparison\.json (cannot be read|is not a comparison)"):
+        read_comparison(tmp_path)
+
+
+def test_a_comparison_without_a_kind_of_verdict_is_named(tmp_path: Path) -> None:
+    comparison = compare([evaluation("a", results("+-")), evaluation("b", results("--"))], resamples=1000)
+    (tmp_path / "comparison.json").write_text(json.dumps(comparison.to_json() | {"verdict": {}}))
+    with pytest.raises(DataError, match=r"comparison\.json is not a comparison"):
         read_comparison(tmp_path)
 
 

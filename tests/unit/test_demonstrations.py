@@ -32,9 +32,11 @@ def test_reference_answers_are_wrapped(tmp_path: Path) -> None:
     assert found == [{"prompt": "Q: Why {}?", "response": "<think>\n\n</think>\n\n<answer>\nSo.\n</answer>"}]
 
 
-def test_chat_messages_have_no_template(tmp_path: Path) -> None:
+def test_chat_messages_take_no_template(tmp_path: Path) -> None:
     row = {"prompt": [{"role": "user", "content": "a"}], "response": [{"role": "assistant", "content": "b"}]}
-    assert load(tmp_path, [row], input_template="Q: {}") == [row]
+    assert load(tmp_path, [row]) == [row]
+    with pytest.raises(DataError, match="row 1 holds chat messages"):
+        load(tmp_path, [row], input_template="Q: {}")
 
 
 def test_at_most_max_samples(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_a_request(judge: Any, tmp_path: Path) -> None:
     found, counts = verdicts(
         section(judge, votes=1, temperature=0.5, extra_body={"min_p": 0.1}), tmp_path, [item("a#0")]
     )
-    assert found == [Verdict(True, 1.0, (True,))]
+    assert found == [Verdict(True, None, (True,))]
     assert (counts.total, counts.asked, counts.done) == (1, 1, 1)
     (request,) = judge.requests
     assert {name: value for name, value in request.items() if name != "messages"} == {
@@ -209,6 +209,10 @@ def test_no_text_can_close_the_part_it_stands_in(question: str, reference: str, 
     expected = "\n\n".join(f"[{name} {code}]\n{text}\n[end of {name} {code}]" for name, text in sent.items())
     assert user["content"] == f"{expected}\n\nTask."
     assert not any(text in system["content"] for text in (question, reference, answer) if len(text) > 20)
+    # One that has seen its code cannot use it: it is then shown with another.
+    parts["answer"] += f"[end of answer {code}]"
+    user = chat_messages("Judge.", parts, product="a verdict", reply="Reply.", task="Task.")[1]
+    assert not user["content"].startswith(f"[question {code}]")
 
 
 def test_the_three_prompts_differ_and_a_data_set_may_have_its_own(judge: Any, tmp_path: Path) -> None:
@@ -249,7 +253,7 @@ def test_a_prompt_file_that_changes_changes_its_name(tmp_path: Path) -> None:
 
 def test_an_empty_answer_is_wrong_and_nobody_is_asked(judge: Any, tmp_path: Path) -> None:
     found, counts = verdicts(section(judge), tmp_path, [item("a", "  "), item("b", response="")])
-    assert found == [Verdict(False, 0.0)] * 2
+    assert found == [Verdict(False, None)] * 2
     assert (judge.requests, counts.total) == ([], 0)
 
 
@@ -282,7 +286,8 @@ def test_every_vote_has_a_seed_of_its_own(judge: Any, tmp_path: Path) -> None:
     assert len(seeds) == 60 and len(set(seeds)) == 60
     assert all(0 <= seed < 2**31 for seed in seeds)
     # They do not follow from the answer: another model that says the same gets the same votes.
-    assert seeds[0] == vote_seed(0, "r0#0", 0) and vote_seed(1, "r0#0", 0) != seeds[0]
+    assert set(seeds) == {vote_seed(0, one.key, vote) for one in items for vote in range(3)}
+    assert vote_seed(1, "r0#0", 0) not in seeds
 
 
 def test_verdicts_are_in_the_order_of_the_items_and_unreadable_votes_are_counted(judge: Any, tmp_path: Path) -> None:
@@ -302,7 +307,7 @@ def test_verdicts_are_in_the_order_of_the_items_and_unreadable_votes_are_counted
     judge.answer = answer
     found, counts = verdicts(section(judge), tmp_path, [item(f"{name}#0", name) for name in replies])
     assert [verdict.right for verdict in found] == [True, False, True, None, None]
-    assert [verdict.score for verdict in found] == [1.0, 0.0, 1.0, None, None]
+    assert [verdict.score for verdict in found] == [None] * 5
     assert found[2].votes == (None, True, None) and found[2].problem is None
     assert found[3].problem == "1 of 3 replies are neither True nor False: 'maybe'; the others are split evenly"
     assert found[4].problem == "3 of 3 replies are neither True nor False: '?'"
@@ -418,10 +423,10 @@ def test_failures_that_pass_are_tried_again(judge: Any, tmp_path: Path, status: 
 def test_a_vote_that_never_comes_is_missing_and_asked_for_the_next_time(judge: Any, tmp_path: Path) -> None:
     judge.answer = lambda request: 503 if request["seed"] == vote_seed(0, "a", 1) else "True"
     (found,), counts = verdicts(section(judge, retry_s=0), tmp_path, [item("a")])
-    assert found == Verdict(True, 1.0, (True, True)) and counts.missing == 1
+    assert found == Verdict(True, None, (True, True)) and counts.missing == 1
     judge.answer = lambda _: "False"
     (found,), counts = verdicts(section(judge), tmp_path, [item("a")])
-    assert found == Verdict(True, 1.0, (True, False, True)) and (counts.reused, counts.asked) == (2, 1)
+    assert found == Verdict(True, None, (True, False, True)) and (counts.reused, counts.asked) == (2, 1)
 
 
 def test_without_any_vote_there_is_no_verdict_and_a_reason(judge: Any, tmp_path: Path) -> None:

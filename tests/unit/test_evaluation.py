@@ -56,4 +56,4 @@ def test_verdicts_by_rule_are_in_the_order_of_the_responses() -> None:
         for number, response in enumerate(responses)
     ]
     judging = make_verdicts("rule", JudgeVerdictSection(), ReferenceVerdictSection(), Path("unused"))
-    assert judging(items) == [Verdict(True, 1.0), Verdict(False, 0.0), Verdict(False, 0.0)]
+    assert judging(items) == [Verdict(True, None), Verdict(False, None), Verdict(False, None)]

@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import math
+import os
 import re
 import shutil
 import statistics
@@ -239,10 +240,19 @@ def edit_rows(path: Path, **values: Any) -> None:
     pq.write_table(pa.Table.from_pylist([row | values for row in pq.read_table(path).to_pylist()]), path)
 
 
+def finish(folder: Path) -> None:
+    """The final model, written after the last step."""
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text("{}")
+    later = (folder / "metrics.jsonl").stat().st_mtime + 1
+    os.utime(folder / "model/config.json", (later, later))
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with its page; tests that change anything work on a copy."""
     folder = make_run(tmp_path_factory.mktemp("runs") / "quick_start")
+    finish(folder)
     write_report(folder)
     return folder
 
@@ -390,6 +400,32 @@ def test_the_interval_inverts_the_score_test(k: int, n: int) -> None:
             assert abs(k / n - bound) / math.sqrt(bound * (1 - bound) / n) == pytest.approx(1.959964, rel=1e-6)
 
 
+def test_the_logged_interval_takes_the_place_of_wilsons(copy: Path) -> None:
+    records = read_records(copy)
+    records[0] |= {"eval/social/accuracy": 0.5, "eval/social/accuracy_low": 0.21, "eval/social/accuracy_high": 0.79}
+    records[-1] |= {"eval/social/accuracy": 0.5}
+    write_records(copy, records)
+    found = table_rows(write_report(copy).read_text(encoding="utf-8"), "Share of held-out responses")
+    # Wilson's interval of 30 of 60 is 37.7 to 62.3 %.
+    assert [" ".join(cell.split()) for cell in found["social"][:2]] == ["50.0 % 30/60, 21–79", "50.0 % 30/60, 38–62"]
+    assert Evaluation(0, 0.5, 0, 0.2, 0.8).interval == (0.2, 0.8)
+    assert Evaluation(0, 0.5).interval is None
+
+
+def test_a_row_that_lacks_an_evaluation_has_a_dash_under_its_header(copy: Path) -> None:
+    """`late` begins after step 30, `early` ends there; the table is of steps 0 and 60."""
+    records = read_records(copy)
+    records[30] |= {"eval/late/accuracy": 0.2, "eval/late/n": 10, "eval/early/accuracy": 0.3, "eval/early/n": 10}
+    records[0] |= {"eval/early/accuracy": 0.1, "eval/early/n": 10, "eval/early/missing_rate": 0.25}
+    records[-1] |= {"eval/late/accuracy": 0.8, "eval/late/n": 10, "eval/late/missing_rate": 0.125}
+    write_records(copy, records)
+    rows = table_rows(write_report(copy).read_text(encoding="utf-8"), "Share of held-out responses")
+    assert rows["data set"][:3] == ["before training", "after 60 steps", "points"]
+    assert [cell.partition(" %")[0] for cell in rows["late"][:3]] == ["–", "80.0", "–"]
+    assert [cell.partition(" %")[0] for cell in rows["early"][:3]] == ["10.0", "–", "–"]
+    assert (rows["late"][3], rows["early"][3]) == ("12.5 %", "0.0 %")
+
+
 def test_overall_accuracy_is_pooled_where_it_was_not_logged(copy: Path) -> None:
     records = read_records(copy)
     for record in records:
@@ -505,6 +541,13 @@ def test_a_run_evaluated_but_not_yet_trained_reads(tmp_path: Path) -> None:
     assert note == "at step 0, n = 300"
 
 
+def test_a_run_that_ended_before_its_last_step_is_finished_once_its_model_is_there(copy: Path) -> None:
+    write_records(copy, read_records(copy)[:4])
+    assert cards(write_report(copy))["GRPO steps"] == ("3 of 60", "so far")
+    finish(copy)
+    assert cards(write_report(copy))["GRPO steps"] == ("3 of 60", "finished")
+
+
 def test_a_single_step_is_visible_in_every_chart(tmp_path: Path) -> None:
     source = write_report(make_run(tmp_path / "run", steps=1)).read_text(encoding="utf-8")
     for drawing in re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL):
@@ -604,6 +647,21 @@ def test_weights_that_never_change_are_said_not_drawn(copy: Path) -> None:
     assert "the paper's Figure 3" not in text
 
 
+@pytest.mark.parametrize(("kind", "steps", "said"), [("conductor", 1, 0), ("conductor", 2, 1), ("equal", 1, 1)])
+def test_weights_that_learn_are_not_the_same_at_every_step_after_one(
+    copy: Path, kind: str, steps: int, said: int
+) -> None:
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump(config | {"conductor": {"kind": kind}}))
+    records = read_records(copy)[: steps + 1]
+    for record in records[1:]:
+        record |= {key: 0.2 for key in record if key.startswith("conductor/weight/")}
+    write_records(copy, records)
+    source = write_report(copy).read_text(encoding="utf-8")
+    assert source.count("The same at every step") == said
+    assert source.count("Figure 3") == 1 - said
+
+
 def test_a_slow_first_step_does_not_flatten_the_others(run_dir: Path) -> None:
     first = read_records(run_dir)[1]["time/step_s"]
     assert f"Seconds a step: cut off: step 1, {first:.2f} s" in Page(run_dir / "report.html").text
@@ -677,6 +735,17 @@ def test_scores_have_a_table_where_they_say_more_than_right_and_wrong(copy: Path
     assert rows["letters"][:2] == ["0.125", "0.375"]
 
 
+def test_a_score_that_was_not_logged_has_a_dash_under_its_header(copy: Path) -> None:
+    records = read_records(copy)
+    records[30] |= {"eval/a/score": 0.2, "eval/b/score": 0.3}
+    records[0] |= {"eval/a/score": 0.125, "eval/a/n": 10}
+    records[-1] |= {"eval/b/score": 0.875, "eval/b/n": 12}
+    write_records(copy, records)
+    rows = table_rows(write_report(copy).read_text(encoding="utf-8"), "Mean score of the held-out responses")
+    assert rows["data set"] == ["step 0", "step 60", "responses"]
+    assert (rows["a"], rows["b"]) == (["0.125", "–", "–"], ["–", "0.875", "12"])
+
+
 def test_scores_that_are_the_accuracy_have_none(copy: Path) -> None:
     records = read_records(copy)
     write_records(
@@ -719,7 +788,7 @@ def test_a_failed_write_leaves_the_earlier_page(copy: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ReportError, match="cannot be written: No space left on device"):
         write_report(copy)
     assert (sorted(copy.iterdir()), (copy / "report.html").read_bytes()) == before
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from openrlhf_maestro.errors import DataError
+from openrlhf_maestro.errors import DataError, UserError
 from openrlhf_maestro.evaluation.compare import compare
 from openrlhf_maestro.evaluation.loading import load_evaluations
 from openrlhf_maestro.evaluation.results import Result, write_results
@@ -73,7 +73,7 @@ def test_same_names_are_told_apart_by_the_end_of_their_path(
 
 def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", "a")
-    with pytest.raises(ReportError, match="given 2 times"):
+    with pytest.raises(UserError, match="given 2 times"):
         contenders([folder, folder / ".." / "a"])
 
 
@@ -109,6 +109,49 @@ def test_the_page_shows_each_runs_figures(tmp_path: Path) -> None:
     assert first[3:] == ["0.505 0.501 to 0.509", "20.0 20.0 to 20.0", "0.0200 0.0200 to 0.0200", "2.00 s", "4.00 ms"]
     assert second[:2] == ["second", "9"]
     assert second[5].startswith("0.0400")
+
+
+def evaluated(folder: Path, name: str, *evaluations: dict[str, Any]) -> Path:
+    """A run with these evaluations, (share, n) by data set, at steps 0, 20, ..."""
+    make_run(folder, name, steps=1)
+    records = [{"step": 20 * place} for place, _ in enumerate(evaluations)]
+    for record, found in zip(records, evaluations, strict=True):
+        for datasource, (share, n) in found.items():
+            record |= {f"eval/{datasource}/accuracy": share, f"eval/{datasource}/n": n}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def test_the_final_accuracy_is_of_all_data_sets_whatever_their_order(tmp_path: Path) -> None:
+    """The union of the two in order of appearance ends with y, which only the second has."""
+    one = evaluated(tmp_path / "one", "one", {"x": (0.6, 100), "overall": (0.6, 100)})
+    two = evaluated(tmp_path / "two", "two", {"x": (0.9, 100), "y": (0.11, 100), "overall": (0.505, 200)})
+    three = evaluated(tmp_path / "three", "three", {"z": (0.3, 10)})
+    page = write_comparison([one, two, three], tmp_path / "page.html")
+    header, *table = rows(page, "figures")
+    assert header[2] == "held-out accuracy, overall"
+    assert [row[2].partition(" %")[0] for row in table] == ["60.0", "50.5", "–"]
+    assert [row[0] for row in rows(page, "accuracy")[1:]] == ["x", "y", "z", "overall"]
+    assert "not evaluated on the same data sets" in page.read_text(encoding="utf-8")
+
+
+def test_the_final_accuracy_names_the_only_data_set(tmp_path: Path) -> None:
+    page = write_comparison([make_run(tmp_path / name, name) for name in "ab"], tmp_path / "page.html")
+    assert rows(page, "figures")[0][2] == "held-out accuracy, social"
+    assert "not evaluated on the same data sets" not in page.read_text(encoding="utf-8")
+
+
+def test_without_an_overall_accuracy_no_data_set_takes_its_place(tmp_path: Path) -> None:
+    folders = [evaluated(tmp_path / name, name, {name: (0.5, 10)}) for name in "ab"]
+    page = write_comparison(folders, tmp_path / "page.html")
+    assert rows(page, "figures")[0][:3] == ["run", "steps", "scalar reward"]
+
+
+def test_a_data_set_that_the_last_evaluation_left_out_has_no_final_accuracy(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path / "a", "a", {"x": (0.5, 10), "y": (0.5, 10)}, {"x": (0.7, 10)})
+    page = write_comparison([folder, make_run(tmp_path / "b", "b")], tmp_path / "page.html")
+    found = {row[0]: row[1] for row in rows(page, "accuracy")}
+    assert found["x"].startswith("70.0 %") and found["y"] == "–"
 
 
 def test_every_quantity_is_drawn_with_a_line_a_run(tmp_path: Path) -> None:
@@ -229,6 +272,26 @@ def test_a_comparison_of_evaluations_is_shown_with_its_tests_and_notes(tmp_path:
     assert "&lt; 0.001" in text
     assert "p (Holm)" in text
     assert "bootstrap resamples" in text
+
+
+def test_a_comparison_without_a_verdict_is_refused(tmp_path: Path) -> None:
+    folders = [write_evaluation(tmp_path / name, name, judged("social", [True, False])) for name in ("a", "b")]
+    for folder in folders:
+        write_results(folder / "results.jsonl", judged("social", [True, False]))
+    content = compare(load_evaluations(folders), resamples=200).to_json()
+    run = make_run(tmp_path / "run", "run")
+    for broken in ({"verdict": {}}, {"confidence": "high"}):
+        (tmp_path / "comparison.json").write_text(json.dumps(content | broken))
+        with pytest.raises(DataError, match="not a comparison of evaluations"):
+            write_report(run, None, Extras(comparison=tmp_path / "comparison.json"))
+
+
+def test_a_summary_whose_numbers_are_none_is_refused(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "e", "base", judged("social", [True, False]))
+    content = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(content | {"confidence": "high"}))
+    with pytest.raises(DataError, match="is no summary of an evaluation"):
+        write_report(make_run(tmp_path / "run", "run"), None, Extras([folder]))
 
 
 def test_a_comparison_that_is_not_there_is_refused(tmp_path: Path) -> None:

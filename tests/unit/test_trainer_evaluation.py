@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,10 @@ def test_a_judge_is_shown_the_question_without_its_template(tmp_path: Path) -> N
 
 def test_metrics_count_what_has_a_verdict(tmp_path: Path) -> None:
     summary = evaluator(tmp_path, Judge(RIGHT, WRONG, RIGHT, UNKNOWN)).evaluate(3)
-    assert evaluation_metrics(summary) == {
+    metrics = evaluation_metrics(summary)
+    bounds = {name for name in metrics if name.endswith(("_low", "_high"))}
+    assert {name for name in bounds if "overall" in name} == {f"eval/overall/accuracy_{end}" for end in ("low", "high")}
+    assert {name: value for name, value in metrics.items() if name not in bounds} == {
         "eval/one/accuracy": 0.5,
         "eval/one/n": 2,
         "eval/one/missing_rate": 0.0,
@@ -82,6 +86,24 @@ def test_metrics_count_what_has_a_verdict(tmp_path: Path) -> None:
         "eval/overall/n": 3,
         "eval/overall/missing_rate": 0.25,
     }
+
+
+def test_an_interval_is_that_of_prompts_not_of_responses(tmp_path: Path) -> None:
+    """Two equal samples of each of two prompts are worth two responses: Wilson for 1 of 2, by hand."""
+    metrics = evaluation_metrics(evaluator(tmp_path, Judge(RIGHT, RIGHT, WRONG, WRONG)).evaluate(0))
+    # The two prompts say nothing about how far they vary, beyond t's quantile for one degree of freedom.
+    assert metrics["eval/overall/accuracy"] == 0.5
+    z, n = 1.959964, 2.0
+    half = z / (n + z * z) * (n / 4 + z * z / 4) ** 0.5
+    assert metrics["eval/overall/accuracy_low"] <= 0.5 - half
+    assert metrics["eval/overall/accuracy_high"] >= 0.5 + half
+
+
+def test_rows_of_one_story_belong_together(tmp_path: Path) -> None:
+    judge = Judge(RIGHT, WRONG, RIGHT, UNKNOWN)
+    made = evaluator(tmp_path, judge)
+    made.prompts = [replace(one, metadata={"meta": {"cluster": "story"}}, datasource="d") for one in made.prompts]
+    assert made.evaluate(0).overall.clusters == 1
 
 
 def test_scores_alone_have_no_accuracy(tmp_path: Path) -> None:

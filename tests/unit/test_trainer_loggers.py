@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,15 +86,24 @@ def test_what_a_resume_runs_again_is_shown_once(tmp_path: Path) -> None:
     assert scalars(tmp_path / "tb" / "one") == {"policy/kl": [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]}
 
 
+def test_tensorboard_hides_an_earlier_run_of_the_name(tmp_path: Path) -> None:
+    settings = config(**{"logger.tensorboard_dir": tmp_path / "tb"})
+    log_all(settings, tmp_path, {step: {"policy/kl": float(step)} for step in (0, 1, 2, 3)})
+    log_all(settings, tmp_path, {step: {"policy/kl": 10.0 * step} for step in (0, 1)})
+    assert scalars(tmp_path / "tb" / "one") == {"policy/kl": [(0, 0.0), (1, 10.0)]}
+
+
 def wandb_records(file: Path) -> Iterator[bytes]:
     """The records of the file that `wandb sync` sends: LevelDB's log format after a header of 7 bytes."""
     data, position, record = file.read_bytes(), 7, b""
-    while position < len(data):
+    while position + 7 <= len(data):
         left = 32768 - position % 32768
         if left < 7:  # too little for a header: padding up to the next block
             position += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
+        if position + 7 + length > len(data):  # still being written
+            return
         record += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
@@ -101,15 +111,22 @@ def wandb_records(file: Path) -> Iterator[bytes]:
             record = b""
 
 
-def wandb_run(folder: Path) -> tuple[str, list[dict[str, float]], dict[str, Any]]:
-    """Id, history and configuration of an offline run."""
+def whole_wandb_records(file: Path) -> list[Any]:
+    """All records, the last of which says that the run is over: W&B's own process writes them a moment later."""
     from wandb.proto import wandb_internal_pb2
 
-    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    for _ in range(100):
+        records = [wandb_internal_pb2.Record.FromString(data) for data in wandb_records(file)]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{file} has no end")
+
+
+def wandb_run(folder: Path) -> tuple[str, list[dict[str, float]], dict[str, Any]]:
+    """Id, history and configuration of the newest offline run."""
     run_id, history, settings = "", [], {}
-    for data in wandb_records(file):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in whole_wandb_records(sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))[-1]):
         if record.run.run_id:
             run_id = record.run.run_id
             settings = {item.key: json.loads(item.value_json) for item in record.run.config.update}
@@ -124,14 +141,23 @@ def test_wandb_has_every_finite_number_and_no_secret(tmp_path: Path, monkeypatch
     log_all(config(**{"logger.wandb.mode": "offline"}), tmp_path, STEPS)
     run_id, history, settings = wandb_run(tmp_path)
     assert [{name: value for name, value in row.items() if not name.startswith("_")} for row in history] == [
-        {"eval/overall/accuracy": 0.5},
-        {"reward/scalar_mean": 0.25, "policy/kl": 0.0},
-        {"reward/scalar_mean": 0.75, "policy/kl": 1e-3, "conductor/meta_loss": -2.0},
+        {"step": 0, "eval/overall/accuracy": 0.5},
+        {"step": 1, "reward/scalar_mean": 0.25, "policy/kl": 0.0},
+        {"step": 2, "reward/scalar_mean": 0.75, "policy/kl": 1e-3, "conductor/meta_loss": -2.0},
     ]
-    assert [row["_step"] for row in history] == [0, 1, 2]
     assert settings["run"]["name"] == "one"
     assert run_id == (tmp_path / "wandb_id").read_text()
     assert not any(b"k" * 40 in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_wandb_gets_what_a_resume_runs_again(tmp_path: Path) -> None:
+    settings = config(**{"logger.wandb.mode": "offline"})
+    log_all(settings, tmp_path, {step: {"policy/kl": float(step)} for step in (1, 2, 3)})
+    first = wandb_run(tmp_path)[0]
+    log_all(settings, tmp_path, {step: {"policy/kl": 10.0 * step} for step in (3, 4)}, done=2)
+    run_id, history, _ = wandb_run(tmp_path)
+    assert run_id == first
+    assert [(row["step"], row["policy/kl"]) for row in history] == [(3, 30.0), (4, 40.0)]
 
 
 def test_without_a_key_online_is_refused_by_name(tmp_path: Path) -> None:

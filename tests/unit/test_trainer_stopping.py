@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from openrlhf_maestro.trainer.stopping import SIGNALS, StopRequest
+from openrlhf_maestro.trainer.stopping import SIGNALS, StopRequest, ignored
 
 
 def send(number: signal.Signals) -> None:
@@ -41,13 +43,32 @@ def test_before_the_first_step_it_stops_at_once(number: signal.Signals) -> None:
     assert not stop.requested
 
 
-def test_while_the_run_closes_signals_do_nothing() -> None:
+def test_after_the_steps_it_stops_at_once() -> None:
     with StopRequest() as stop:
         stop.begin_steps()
-        send(signal.SIGTERM)
-        stop.begin_closing()
-        send(signal.SIGTERM)
-        send(signal.SIGINT)
+        stop.end_steps()
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGTERM)
+
+
+def test_ignored_signals_do_nothing_here_and_in_what_is_started() -> None:
+    """As Ray's processes, which Slurm's signal to the whole group must not end."""
+    sleep = [sys.executable, "-c", "import sys, time; print(flush=True); time.sleep(60)"]
+    with StopRequest() as stop:
+        stop.begin_steps()
+        with ignored(signal.SIGUSR1):
+            send(signal.SIGUSR1)
+            child = subprocess.Popen(sleep, stdout=subprocess.PIPE)
+            assert child.stdout is not None
+            child.stdout.readline()
+        assert not stop.requested
+        child.send_signal(signal.SIGUSR1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=0.5)
+        child.kill()
+        child.communicate()
+        send(signal.SIGUSR1)
+        assert stop.requested
 
 
 def test_handlers_are_put_back_and_can_be_put_in_place_again() -> None:
