@@ -40,9 +40,11 @@ def notes(comparison: Comparison) -> list[str]:
             "Some responses are not independent of each other (they are to one prompt, or to rows of one cluster): "
             "clusters are resampled and tested whole, and shares have Wilson's interval at the effective sample size."
         )
-    rows = [row for contrast in comparison.contrasts for row in (*contrast.datasources, contrast.overall)]
-    if any(row.difference and (row.difference.low is None or is_point(row.difference)) for row in rows):
-        said.append("A difference without an interval is of one cluster, or the same in all: how much it varies cannot be told.")
+    differences = [row.difference for one in comparison.contrasts for row in (*one.datasources, one.overall)]
+    if any(found and (found.low is None or is_point(found)) for found in differences):
+        said.append(
+            "A difference without an interval is of one cluster, or the same in all: how much it varies cannot be told."
+        )
     said += [
         f"{one.left_out} responses of {one.label} were left out: another evaluation has no such row."
         for one in comparison.evaluations

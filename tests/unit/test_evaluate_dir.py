@@ -16,7 +16,6 @@ from openrlhf_maestro.data.prompts import Prompt
 from openrlhf_maestro.errors import ConfigError, DataError
 from openrlhf_maestro.evaluation.log import AppendLog, read_rows, write_rows
 from openrlhf_maestro.evaluation.results import Result, read_results, write_results
-from openrlhf_maestro.trainer.evaluate import _cluster
 from openrlhf_maestro.trainer.evaluation_dir import (
     EvaluationDir,
     Wanted,
@@ -220,7 +219,7 @@ def test_the_other_models_responses_are_checked_for_being_to_the_same_questions(
     ],
 )
 def test_the_cluster_is_a_column_or_in_meta(metadata: dict[str, Any], cluster: str | None) -> None:
-    assert _cluster(prompt(1, metadata=metadata), "cluster") == cluster
+    assert prompt(1, metadata=metadata).cluster() == cluster
 
 
 # ── lines on disk ──
