@@ -66,9 +66,9 @@ say "train: MAESTRO, evaluated by the judge every second step"
   --run.assets_dir "$ASSETS" --actor.model_name_or_path "$WORK/sft" --data.prompt_dataset "$WORK/data" \
   --eval.dataset "$WORK/data" "${JUDGE[@]/#--judge./--eval.judge.}"
 
-evaluate() { # NAME MODEL TEMPLATE
+evaluate() { # NAME MODEL TEMPLATE [OPTION ...]
   "$MAESTRO" evaluate --run.name "$1" --output_dir "$WORK/evaluations/$1" --run.assets_dir "$ASSETS" --model "$2" \
-    --data "$WORK/data" --data.input_template "$3" --data.max_samples "$ITEMS" --generation.max_new_tokens 96 "${JUDGE[@]}"
+    --data "$WORK/data" --data.input_template "$3" --data.max_samples "$ITEMS" --generation.max_new_tokens 96 "${JUDGE[@]}" "${@:4}"
 }
 votes() { wc -l 2>/dev/null <"$WORK/evaluations/$1/votes.jsonl" || echo 0; }
 
@@ -79,7 +79,8 @@ evaluate sft "$WORK/sft" plain
 
 say "evaluate: the trained model, killed in the middle of the judging"
 if [[ ! -f "$WORK/evaluations/maestro/results.jsonl" ]]; then
-  evaluate maestro "$WORK/run/model" plain >"$WORK/killed.log" 2>&1 &
+  # One call at a time, or this judge would be done before it can be killed.
+  evaluate maestro "$WORK/run/model" plain --judge.concurrency 1 >"$WORK/killed.log" 2>&1 &
   KILLED=$!
   until (($(votes maestro) >= 5)); do
     kill -0 "$KILLED" 2>/dev/null || fail "The evaluation ended before it could be killed; its output is in $WORK/killed.log"

@@ -191,8 +191,15 @@ class EvaluateConfig(Section):
             found.append("reference.threshold has no effect with reference.metric: exact.")
         if kind in ("judge", "pairwise") and self.judge.temperature == 0 and self.judge.votes > 1:
             found.append("judge.votes are all the same with judge.temperature: 0: one would do.")
+        elif kind in ("judge", "pairwise") and self.judge.seed is None and self.judge.votes > 1:
+            found.append("judge.votes are equal requests with judge.seed: null: a cache may answer them as one.")
         if self.generation.temperature == 0 and self.generation.n_samples_per_prompt > 1:
             found.append("generation.n_samples_per_prompt are all the same with generation.temperature: 0.")
+        if self.generation.temperature == 0:
+            found += [
+                f"generation.{field} has no effect with generation.temperature: 0."
+                for field in sorted(changed(self.generation) & {"seed", "top_p"})
+            ]
         if self.data.enable_thinking is not None and not self.data.apply_chat_template:
             found.append("data.enable_thinking has no effect with data.apply_chat_template: false.")
         return found

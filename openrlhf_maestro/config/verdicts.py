@@ -31,7 +31,12 @@ class JudgeVerdictSection(VerdictPrompt, ServiceOptions):
     )
     by_datasource: dict[str, VerdictPrompt] = option({}, "other prompts for the rows of a data set, by its name")
     votes: int = option(3, "votes on each response; the majority decides", unit="votes", source=PAPER, ge=1)
-    seed: int = option(0, "of the judge's sampling; every vote has a seed of its own that follows from it", ge=0)
+    seed: int | None = option(
+        0,
+        "of the judge's sampling; every vote has a seed of its own that follows from it; null: not sent, for an "
+        "endpoint that refuses it",
+        ge=0,
+    )
     temperature: float | None = option(0.7, "the judge's sampling temperature; null: not sent", ge=0)
     max_tokens: int | None = option(16, "longest reply; null: not sent", unit="tokens", ge=1)
     extra_body: dict[str, Any] = option({}, "further fields of the request, such as {structured_outputs: {...}}")

@@ -344,5 +344,10 @@ def _text(value: Any, column: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{where}: `{column}` is a {type(value).__name__} ({str(value)[:40]}), not a text.")
+        kind = type(value).__name__
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise DataError(
+            f"{where}: `{column}` is {article} {kind} ({str(value)[:40]}), not a text. Write it as one, or name another "
+            "column."
+        )
     return value

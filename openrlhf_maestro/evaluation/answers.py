@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-_THINK_CLOSE = "</think>"
+_THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 _ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
 
 
 def answer_segment(response: str) -> str:
-    """The text in the last `<answer>...</answer>`; else what follows the last `</think>`; else all of it.
+    """The answer, without white space around it; empty where the reasoning never ends.
 
-    White space around it is removed. Other than the `format` reward this asks for no form: models that were never
-    trained on one are evaluated too.
+    What follows the last `</think>` counts, so that tags quoted in the reasoning do not. In it the answer is what
+    follows the last `<answer>`, up to `</answer>` or, cut, the end; without `<answer>` all of it. Other than the
+    `format` reward this asks for no form: models that were never trained on one are evaluated too.
     """
-    end = response.rfind(_ANSWER_CLOSE)
-    start = response.rfind(_ANSWER_OPEN, 0, max(end, 0))
-    if start >= 0:
-        start += len(_ANSWER_OPEN)
-        return response[start : response.index(_ANSWER_CLOSE, start)].strip()
-    return response.rpartition(_THINK_CLOSE)[2].strip()
+    said = response.rpartition(_THINK_CLOSE)[2].strip()
+    if said.startswith(_THINK_OPEN):
+        return ""
+    _, opened, answer = said.rpartition(_ANSWER_OPEN)
+    return answer.partition(_ANSWER_CLOSE)[0].strip() if opened else said

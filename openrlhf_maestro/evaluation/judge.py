@@ -30,7 +30,7 @@ class JudgeVerdicts:
             ConfigError: the key's environment variable is not set, or a prompt does not exist.
         """
         self.section = section
-        self._poll = Poll(section, folder, parse_vote, watch)
+        self._poll = Poll(section, folder, parse_vote, (True, False), watch)
         self._instructions = {source: load_instructions(section.prompt_for(source)) for source in section.by_datasource}
         self._general = load_instructions(section.prompt)
 

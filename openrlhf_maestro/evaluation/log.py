@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import TracebackType, UnionType
 from typing import Any
 
 from openrlhf_maestro.config.writing import write_atomically
@@ -44,6 +44,21 @@ def _parsed(path: Path, data: bytes) -> list[Row]:
             )
         rows.append(row)
     return rows
+
+
+def check_fields(path: Path, rows: Iterable[Row], fields: Mapping[str, type | UnionType], what: str) -> None:
+    """Raise DataError, with the line, where one of the file's `rows` is no `what`: a field is absent or not of its type."""
+    for number, row in enumerate(rows, 1):
+        for name, kind in fields.items():
+            if name not in row:
+                problem = f"it has no `{name}`"
+            elif not isinstance(row[name], kind):
+                problem = f"its `{name}` cannot be {json.dumps(row[name])[:40]}"
+            else:
+                continue
+            raise DataError(
+                f"{path}, line {number} is not a {what}: {problem}. Take the line out, or move the folder away."
+            )
 
 
 class AppendLog:

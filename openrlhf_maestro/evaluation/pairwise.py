@@ -61,7 +61,7 @@ class PairwiseVerdicts:
         self.section = section
         self.others = others
         self.bias = PositionBias(0, 0, 0, 0)
-        self._poll = Poll(section, folder, parse_choice, watch)
+        self._poll = Poll(section, folder, parse_choice, (FIRST, SECOND, TIE), watch)
         self._instructions = {source: load_instructions(section.prompt_for(source)) for source in section.by_datasource}
         self._general = load_instructions(section.prompt)
 

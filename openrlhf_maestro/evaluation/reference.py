@@ -21,6 +21,11 @@ _NO_SPACES = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _TOKEN = re.compile(f"[{_NO_SPACES}]|[^\\s{_NO_SPACES}]+")
+# The sign and the point of a number: "-3", "x = -.5", "3.14"; but no hyphen ("2020-21", "A-5") and no full stop.
+_OF_A_NUMBER = re.compile(
+    f"(?:(?<!\\w)|(?<=[{_NO_SPACES}]))-(?=[$€£¥]?\\.?\\d)|(?<=\\d)\\.(?=\\d)|(?<![\\w.])\\.(?=\\d)"
+)
+_MINUS = "\u2212"
 
 
 class ReferenceVerdicts:
@@ -39,7 +44,8 @@ class ReferenceVerdicts:
                 f"a verdict by reference needs the reference answer, and the row of {item.key} ({item.datasource}) has "
                 "none. Mend the row, or leave it out."
             )
-        score = METRICS[self.section.metric](answer_segment(item.response), item.reference)
+        answer = answer_segment(item.response)
+        score = METRICS[self.section.metric](answer, item.reference) if answer else 0.0
         threshold = 1.0 if self.section.metric == "exact" else self.section.threshold
         return Verdict(None if threshold is None else score >= threshold, score)
 
@@ -47,10 +53,15 @@ class ReferenceVerdicts:
 def tokens(text: str) -> list[str]:
     """SQuAD's normalisation (Rajpurkar et al. 2016), then split: lower case, no punctuation, no English articles.
 
-    Punctuation is Unicode's, beside ASCII's symbols. Scripts without spaces are split into characters. A text of
-    nothing but articles keeps them: "A" may be the name of a choice.
+    Punctuation is Unicode's, beside ASCII's symbols. Other than there, numbers keep a minus and a decimal point: -3 is
+    not 3, and 3.14 not 314. A comma goes, as of thousands. Scripts without spaces are split into characters. A text
+    of nothing but articles keeps them: "A" may be the name of a choice.
     """
-    kept = "".join(character for character in text.lower() if not _is_punctuation(character))
+    lower = text.lower().replace(_MINUS, "-")
+    of_numbers = {match.start() for match in _OF_A_NUMBER.finditer(lower)}
+    kept = "".join(
+        character for place, character in enumerate(lower) if place in of_numbers or not _is_punctuation(character)
+    )
     found = _TOKEN.findall(kept)
     return [token for token in found if token not in _ARTICLES] or found
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from openrlhf_maestro.config.verdicts import JudgeVerdictSection
-from openrlhf_maestro.evaluation.log import AppendLog, Row
+from openrlhf_maestro.errors import DataError
+from openrlhf_maestro.evaluation.log import AppendLog, Row, check_fields
 from openrlhf_maestro.evaluation.verdicts import VoteCounts, Watch
 from openrlhf_maestro.rewards.chat import ChatClient, Choice, api_key
 from openrlhf_maestro.rewards.groups import Missing
@@ -21,6 +22,16 @@ from openrlhf_maestro.rewards.service import Service, excerpt
 VOTES = "votes.jsonl"
 OWNER = "the judge"
 MEND = "Bring it back and give the same command again: the votes that are there are kept."
+
+# What is read of a row; the verdict is True or False of one answer, a word of two.
+_FIELDS = {
+    "key": str,
+    "vote": int,
+    "order": str | None,
+    "verdict": bool | str | None,
+    "reply": str,
+    "request": str,
+}
 
 # A key, the number of a vote, and the order in which two answers were shown.
 Place = tuple[str, int, str | None]
@@ -45,9 +56,14 @@ class Poll:
     """Asks a judge for votes and keeps them in votes.jsonl."""
 
     def __init__(
-        self, section: JudgeVerdictSection, folder: Path, read: Callable[[str], Any], watch: Watch | None
+        self,
+        section: JudgeVerdictSection,
+        folder: Path,
+        read: Callable[[str], Any],
+        outcomes: Collection[bool | str],
+        watch: Watch | None,
     ) -> None:
-        """`read`: what a whole reply says, None where it says nothing that counts.
+        """`read`: which of the `outcomes` a whole reply says, None where it says nothing that counts.
 
         Raises:
             ConfigError: the key's environment variable is not set or holds no key.
@@ -58,6 +74,7 @@ class Poll:
         self.counts = VoteCounts(0)
         self.missing_because = ""  # the last reason
         self._read = read
+        self._outcomes = outcomes
         self._watch = watch
 
     def collect(self, ballots: Sequence[Ballot]) -> dict[Place, Row]:
@@ -72,22 +89,30 @@ class Poll:
             DataError: a line of the file is damaged.
         """
         with AppendLog(self.path) as log:
-            before = {(_place(row), row.get("request")): row for row in log.rows}
+            check_fields(self.path, log.rows, _FIELDS, "vote")
+            before = {(_place(row), row["request"]): (line, row) for line, row in enumerate(log.rows, 1)}
             found: dict[Place, Row] = {}
             open_: list[tuple[Ballot, str]] = []
             for ballot in ballots:
                 request = self._hash(ballot)
-                row = before.get((ballot.place, request))
-                if row is None:
-                    open_.append((ballot, request))
+                if (ballot.place, request) in before:
+                    found[ballot.place] = self._checked(*before[ballot.place, request])
                 else:
-                    found[ballot.place] = row
+                    open_.append((ballot, request))
             unreadable = sum(row["verdict"] is None for row in found.values())
             self.counts = VoteCounts(len(ballots), reused=len(found), unreadable=unreadable)
             self._tell()
             if open_:
                 asyncio.run(self._ask_all(open_, log, found))
         return found
+
+    def _checked(self, line: int, row: Row) -> Row:
+        if row["verdict"] is not None and row["verdict"] not in self._outcomes:
+            raise DataError(
+                f"{self.path}, line {line}: the verdict of this vote is {row['verdict']!r}, and can be "
+                f"{', '.join(map(str, self._outcomes))} or null. Take the line out: the vote is asked for again."
+            )
+        return row
 
     async def _ask_all(self, ballots: Sequence[tuple[Ballot, str]], log: AppendLog, found: dict[Place, Row]) -> None:
         section = self.section
@@ -132,7 +157,7 @@ class Poll:
             "key": ballot.key,
             "vote": ballot.vote,
             "order": ballot.order,
-            "seed": ballot.request["seed"],
+            "seed": ballot.request.get("seed"),
             # The beginning of "True, if one grants that..." is no True.
             "verdict": None if reply.is_cut else self._read(reply.text),
             "reply": excerpt(reply.text),
@@ -151,23 +176,25 @@ class Poll:
             self._watch(self.counts)
 
 
-def vote_seed(seed: int, key: str, vote: int) -> int:
-    """A 31-bit seed that no other vote shares.
+def vote_seed(seed: int | None, key: str, vote: int) -> int | None:
+    """A 31-bit seed that another vote hardly ever shares; None where judge.seed is.
 
     It does not depend on the response: two models that give the same answer to the same question get the same votes
     from a judge that follows the seed.
     """
+    if seed is None:
+        return None
     digest = hashlib.blake2b(f"{seed}|vote|{vote}|{key}".encode("utf-8", "backslashreplace"), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-def request_of(section: JudgeVerdictSection, messages: list[dict[str, str]], seed: int) -> dict[str, Any]:
+def request_of(section: JudgeVerdictSection, messages: list[dict[str, str]], seed: int | None) -> dict[str, Any]:
     """The arguments of the call."""
-    sampling = {"temperature": section.temperature, "max_tokens": section.max_tokens}
-    return {"model": section.model, "messages": messages, "seed": seed, "extra_body": section.extra_body} | {
+    sampling = {"seed": seed, "temperature": section.temperature, "max_tokens": section.max_tokens}
+    return {"model": section.model, "messages": messages, "extra_body": section.extra_body} | {
         name: value for name, value in sampling.items() if value is not None
     }
 
 
-def _place(row: Row) -> tuple[Any, Any, Any]:
-    return row.get("key"), row.get("vote"), row.get("order")
+def _place(row: Row) -> Place:
+    return row["key"], row["vote"], row["order"]

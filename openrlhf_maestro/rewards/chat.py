@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from openrlhf_maestro.config.secrets import read_secret
 from openrlhf_maestro.errors import ConfigError, RunError
@@ -93,8 +93,10 @@ class ChatClient:
             raise TransientError(f"{url} cannot be reached: {error.__cause__ or error}") from error
         body = response.http_response.text
         try:
-            return _Completion.model_validate_json(body).choices[0]
-        except ValidationError as error:
+            # A lone surrogate, which JSON may hold and a text may not, becomes "?": the reply is then read as it stands.
+            plain = json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace")
+            return _Completion.model_validate_json(plain).choices[0]
+        except (ValueError, RecursionError) as error:  # no JSON, no completion, or nested beyond reading
             raise RunError(f"{self.owner}: {url} does not answer with a chat completion: {excerpt(body)}") from error
 
     async def close(self) -> None:

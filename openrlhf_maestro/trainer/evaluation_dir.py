@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Any
 
 from openrlhf_maestro.config.evaluate import EvaluateConfig
 from openrlhf_maestro.config.load import to_yaml
+from openrlhf_maestro.config.sections import listed
 from openrlhf_maestro.config.writing import write_atomically
 from openrlhf_maestro.data.prompts import Prompt
 from openrlhf_maestro.errors import ConfigError, DataError
-from openrlhf_maestro.evaluation.log import Row, read_rows, write_rows
+from openrlhf_maestro.evaluation.log import Row, check_fields, read_rows, write_rows
+from openrlhf_maestro.upstream.device import param_dtype
 
 RESPONSES = "responses.jsonl"
 MADE_BY = "made_by.json"
@@ -30,6 +33,9 @@ _DECIDING = {
     "generation": ("temperature", "top_p", "max_new_tokens", "seed"),
     "vllm": ("param_dtype",),
 }  # fmt: skip
+
+# What is read of a response that is there.
+_FIELDS = {"key": str, "prompt": str, "seed": int, "response": str, "truncated": bool, "response_tokens": int}
 
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -85,7 +91,8 @@ class EvaluationDir:
             device: "cpu" or "cuda".
 
         Raises:
-            ConfigError: what is there was made by other options, or the folder cannot be made.
+            ConfigError: what is there was made by other options, or the folder cannot be made or moved.
+            DataError: made_by.json is damaged.
         """
         moved = None
         made_by = deciding_options(config, model, device)
@@ -93,7 +100,7 @@ class EvaluationDir:
         if known.exists() and config.run.resume == "never":
             moved = self._move_aside(known)
         elif known.exists():
-            self._check_same(json.loads(known.read_text(encoding="utf-8")), made_by)
+            self._check_same(_read_options(known), made_by)
         elif self.responses.exists():
             raise ConfigError(
                 f"output_dir: {self.responses} is there, but not {MADE_BY}, which says how it was made. Use another "
@@ -112,12 +119,18 @@ class EvaluationDir:
     def _move_aside(self, known: Path) -> Path:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(known.stat().st_mtime))
         moved = self.path.with_name(f"{self.path.name}.{stamp}")
-        self.path.rename(moved)
+        try:
+            self.path.rename(moved)
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir: {self.path} cannot be moved to {moved}: {error.strerror}. Name another folder."
+            ) from error
         return moved
 
     def _check_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        meant_before, meant_now = _meaning(before), _meaning(now)
         for name in dict.fromkeys((*before, *now)):
-            if before.get(name) != now.get(name):
+            if meant_before.get(name) != meant_now.get(name):
                 raise ConfigError(
                     f"{self.path} holds an evaluation with {name} {before.get(name)}, and now it is {now.get(name)}. "
                     "Give this one another output_dir or run.name, or begin anew with --run.resume never."
@@ -151,14 +164,10 @@ def check_responses(rows: Sequence[Row], wanted: Sequence[Wanted], path: Path) -
     """The responses that are there, by key.
 
     Raises:
-        DataError: a row lacks something, or was made for another prompt.
+        DataError: a row lacks something or is damaged, or was made for another prompt.
     """
-    found = {}
-    for number, row in enumerate(rows, 1):
-        missing = {"key", "prompt", "seed", "response", "truncated", "response_tokens"} - set(row)
-        if missing:
-            raise DataError(f"{path}, line {number} is not a response: it has no `{min(missing)}`.")
-        found[row["key"]] = row
+    check_fields(path, rows, _FIELDS, "response")
+    found = {row["key"]: row for row in rows}
     for one in wanted:
         row = found.get(one.key, {})
         if row and (row["prompt"], row["seed"]) != (one.rendered, one.seed):
@@ -202,6 +211,37 @@ def deciding_options(config: EvaluateConfig, model: str, device: str) -> dict[st
         for field in fields
     }
     return values | {"run.device": device, "the model's files": files_digest(Path(model).expanduser())}
+
+
+def _read_options(file: Path) -> dict[str, Any]:
+    """Of made_by.json. Raises DataError where it is damaged."""
+    try:
+        options = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(options, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}, which says how the responses were made, cannot be read: {error}. Begin anew with --run.resume "
+            "never, or use another output_dir."
+        ) from None
+    return options
+
+
+def _meaning(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with `auto` and paths resolved: another way to write the same is no other option."""
+    meant = dict(options)
+    if isinstance(dtype := options.get("vllm.param_dtype"), str):
+        meant["vllm.param_dtype"] = param_dtype(dtype, str(options.get("run.device")))
+    for name in ("model.name_or_path", "data.dataset"):
+        if isinstance(value := options.get(name), str):
+            meant[name] = [_real(part) for part in listed(value)]
+    return meant
+
+
+def _real(source: str) -> str:
+    """The real path of a file or folder; a name on the hub as it stands."""
+    path = os.path.expanduser(source)
+    return os.path.realpath(path) if os.path.exists(path) else source
 
 
 def files_digest(folder: Path) -> str | None:
