@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from openrlhf_maestro.config.fields import OPENRLHF, PAPER, Section, changed, option, section
+from openrlhf_maestro.config.prompts import PromptSection
 from openrlhf_maestro.config.schema import BUNDLED_TASKS
 from openrlhf_maestro.config.sections import DataSection, Device, ParamDtype
 from openrlhf_maestro.config.verdicts import JudgeVerdictSection, ReferenceVerdictSection
@@ -34,42 +35,23 @@ class EvaluateModelSection(Section):
     name_or_path: str = option(..., "Hugging Face name or folder, or bundled:policy; short: --model")
 
 
-class EvaluateDataSection(Section):
+class EvaluateDataSection(PromptSection):
     """The prompts, their reference answers and how they are shown to the model."""
 
     dataset: str = option(
         ..., "JSONL, CSV, parquet, a folder or a hub name; several by commas; or bundled:tasks; short: --data"
     )
     split: str = option("test", "split to evaluate on")
-    input_key: str = option("prompt", "column of the prompt, a text or a list of chat messages")
-    label_key: str | None = option("reference", "column of the reference answer; null: there is none")
-    datasource_key: str = option("datasource", "column that names the data set of a row", source=OPENRLHF)
     cluster_key: str = option(
         "cluster", "column, or key in the column `meta`, that names what rows belong together; they may lack it"
-    )
-    apply_chat_template: bool = option(True, "wrap prompts in the tokenizer's chat template")
-    enable_thinking: bool | None = option(
-        None, "handed to a chat template that knows it, as Qwen3's does; null: the template's own default"
-    )
-    input_template: str | None = option(
-        None,
-        "put around the prompt before the chat template: plain, reasoning or direct (docs/data.md), a text with {} for "
-        "the prompt, or the path of a text file with {}",
-        source=OPENRLHF,
     )
     max_len: int | None = option(
         None, "longest prompt + response; null: as many positions as the model has", unit="tokens", ge=2
     )
     max_samples: int = option(100_000_000, "evaluate on at most this many rows", unit="rows", ge=1)
-    truncate_prompts: bool = option(False, "cut prompts over the budget at their start instead of dropping the row")
     max_dropped_rate: float = option(
         0.0, "stop when more rows than this have no reference or are too long", unit="share", ge=0, le=1
     )
-
-    @field_validator("input_template")
-    @classmethod
-    def _template_has_a_place(cls, value: str | None) -> str | None:
-        return DataSection._template_has_a_place(value)
 
     def as_prompts(self) -> DataSection:
         """The same in the words of the section that prompts are read by."""

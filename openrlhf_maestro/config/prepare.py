@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import PlainValidator, field_validator, model_validator
 
 from openrlhf_maestro.config.fields import PAPER, Section, changed, option, section
 from openrlhf_maestro.config.sections import listed
@@ -56,7 +57,9 @@ class CustomSection(Section):
 
     input_key: str = option("prompt", "column of the question")
     label_key: str = option(
-        "reference", "column of the reference answer; with choices: the letter, the text or the number (from 0) of one"
+        "reference",
+        "column of the reference answer; with choices: the text, the letter, the publication's own label or the number "
+        "(from 0) of one",
     )
     choices_key: str | None = option(
         None, "column with the list of choices, or several columns by commas; null: the question is free form"
@@ -78,6 +81,20 @@ class CustomSection(Section):
         return listed(self.meta_keys or "")
 
 
+def _size(value: Any) -> int | float:
+    """A number as it was written, with a point or without."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value} is no number of rows and no share")
+    return value
+
+
+Size = Annotated[int | float, PlainValidator(_size)]
+
+
+def _any_share(sizes: Mapping[str, int | float]) -> bool:
+    return any(isinstance(size, float) and size for size in sizes.values())
+
+
 class PrepareConfig(Section):
     """Everything `maestro prepare` reads."""
 
@@ -94,10 +111,11 @@ class PrepareConfig(Section):
     out: str | None = option(None, "folder to write; default data/<dataset>")
     overwrite: bool = option(False, "replace an earlier preparation in `out`")
     seed: int = option(42, "of the draw of rows and splits", ge=0)
-    sizes: dict[str, float] | None = option(
+    sizes: dict[str, Size] | None = option(
         None,
-        "rows of each split, as in {train: 2000, test: 1000}, or shares of all rows that sum to at most 1; default: as "
-        "published. A source with more splits of its own than `train` keeps them, and at most so many rows of each",
+        "rows of each split, as in {train: 2000, test: 1000}, or shares of all rows, which have a point and sum to at "
+        "most 1: {test: 1} is one row, {test: 1.0} all of them; default: as published. A source with more splits of "
+        "its own than `train` keeps them, and at most so many rows of each",
         source=f"{PAPER}: the sizes of each data set",
     )
     keep_clusters: bool = option(
@@ -119,15 +137,18 @@ class PrepareConfig(Section):
         return Path(self.out or Path("data") / self.dataset).expanduser()
 
     @property
-    def split_sizes(self) -> dict[str, Fraction] | None:
-        """`sizes`, exact, in the order train, validation, test."""
+    def split_sizes(self) -> dict[str, Fraction | int] | None:
+        """`sizes` in the order train, validation, test: shares are exact fractions, numbers of rows are ints."""
         if self.sizes is None:
             return None
-        return {name: Fraction(str(self.sizes[name])) for name in SPLITS if name in self.sizes}
+        there = {name: self.sizes[name] for name in SPLITS if name in self.sizes}
+        if not _any_share(there):
+            return {name: int(size) for name, size in there.items()}
+        return {name: Fraction(str(size)) for name, size in there.items()}
 
     @field_validator("sizes")
     @classmethod
-    def _rows_or_shares(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+    def _rows_or_shares(cls, value: dict[str, int | float] | None) -> dict[str, int | float] | None:
         if value is None:
             return None
         unknown = sorted(set(value) - set(SPLITS))
@@ -135,8 +156,13 @@ class PrepareConfig(Section):
             raise ValueError(f"there is no split {', '.join(unknown)}: splits are {', '.join(SPLITS)}")
         if min(value.values(), default=0) < 0 or not any(value.values()):
             raise ValueError("names no rows: each size is 0 or more, and one is above 0")
-        if sum(map(Fraction, map(str, value.values()))) > 1 and any(size != int(size) for size in value.values()):
-            raise ValueError("mixes rows and shares: either whole numbers of rows, or shares that sum to at most 1")
+        if _any_share(value) and any(isinstance(size, int) and size for size in value.values()):
+            raise ValueError(
+                "mixes rows and shares: either numbers of rows, as in {train: 2000}, or shares with a point, as in "
+                "{train: 0.8, test: 0.2}"
+            )
+        if _any_share(value) and sum(map(Fraction, map(str, value.values()))) > 1:
+            raise ValueError("are shares, because they have a point, and sum to more than 1. Numbers of rows have none")
         return value
 
     @model_validator(mode="after")

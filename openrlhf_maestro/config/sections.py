@@ -14,13 +14,11 @@ from openrlhf_maestro.config.components import (
     paper_components,
 )
 from openrlhf_maestro.config.fields import OPENRLHF, PAPER, Section, changed, option, section
+from openrlhf_maestro.config.prompts import PromptSection
 from openrlhf_maestro.config.verdicts import JudgeVerdictSection, ReferenceVerdictSection, VerdictKind
 
 Device = Literal["auto", "cpu", "cuda"]
 ParamDtype = Literal["auto", "bf16", "fp32"]
-
-# The bundled prompt templates: data/templates/<name>.txt.
-TEMPLATES = ("plain", "reasoning", "direct")
 
 
 class RunSection(Section):
@@ -170,7 +168,7 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-class DataSection(Section):
+class DataSection(PromptSection):
     """The prompts, their reference answers and how they are shown to the policy."""
 
     prompt_dataset: str = option(
@@ -183,39 +181,11 @@ class DataSection(Section):
         source=OPENRLHF,
     )
     prompt_split: str = option("train", "split to train on", source=OPENRLHF)
-    input_key: str = option("prompt", "column of the prompt, a text or a list of chat messages")
-    label_key: str | None = option("reference", "column of the reference answer; null: there is none")
-    datasource_key: str = option(
-        "datasource",
-        "column that names the data set of a row; where absent it is `default`, or in a mixture the name of the source",
-        source=OPENRLHF,
-    )
-    apply_chat_template: bool = option(True, "wrap prompts in the tokenizer's chat template")
-    enable_thinking: bool | None = option(
-        None, "handed to a chat template that knows it, as Qwen3's does; null: the template's own default"
-    )
-    input_template: str | None = option(
-        None,
-        "put around the prompt before the chat template: plain, reasoning or direct (docs/data.md), a text with {} for "
-        "the prompt, or the path of a text file with {}",
-        source=OPENRLHF,
-    )
     max_len: int = option(2048, "longest prompt + response", unit="tokens", source=OPENRLHF, ge=2)
     max_samples: int = option(100_000_000, "use at most this many rows", unit="rows", source=OPENRLHF, ge=1)
-    truncate_prompts: bool = option(False, "cut prompts over the budget at their start instead of dropping the row")
     max_dropped_rate: float = option(
         0.05, "stop when more rows than this have no reference or are too long", unit="share", ge=0, le=1
     )
-
-    @field_validator("input_template")
-    @classmethod
-    def _template_has_a_place(cls, value: str | None) -> str | None:
-        is_path = value is not None and any(mark in value for mark in "./\\~")
-        if value is not None and "{}" not in value and value not in TEMPLATES and not is_path:
-            raise ValueError(
-                f"has no {{}} to put the prompt in, and is neither a file nor one of {', '.join(TEMPLATES)}"
-            )
-        return value
 
     @model_validator(mode="after")
     def _a_share_for_each_source(self) -> DataSection:

@@ -347,7 +347,7 @@ def _text(value: Any, column: str, where: str) -> str:
         kind = type(value).__name__
         article = "an" if kind[0] in "aeiou" else "a"
         raise DataError(
-            f"{where}: `{column}` is {article} {kind} ({str(value)[:40]}), not a text. Write it as one, or name another "
-            "column."
+            f"{where}: `{column}` is {article} {kind} ({str(value)[:40]}), not a text. Write it as one, or name "
+            "another column."
         )
     return value

@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from openrlhf_maestro.config.sections import TEMPLATES
+from openrlhf_maestro.config.prompts import TEMPLATES
 from openrlhf_maestro.errors import ConfigError
 
 PLACE = "{}"

@@ -47,7 +47,7 @@ def _parsed(path: Path, data: bytes) -> list[Row]:
 
 
 def check_fields(path: Path, rows: Iterable[Row], fields: Mapping[str, type | UnionType], what: str) -> None:
-    """Raise DataError, with the line, where one of the file's `rows` is no `what`: a field is absent or not of its type."""
+    """Raise DataError, with the line, where a field of the file's `rows` is absent or of another type than it says."""
     for number, row in enumerate(rows, 1):
         for name, kind in fields.items():
             if name not in row:

@@ -93,7 +93,7 @@ class ChatClient:
             raise TransientError(f"{url} cannot be reached: {error.__cause__ or error}") from error
         body = response.http_response.text
         try:
-            # A lone surrogate, which JSON may hold and a text may not, becomes "?": the reply is then read as it stands.
+            # A lone surrogate, which JSON may hold and a text may not, becomes "?".
             plain = json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace")
             return _Completion.model_validate_json(plain).choices[0]
         except (ValueError, RecursionError) as error:  # no JSON, no completion, or nested beyond reading

@@ -117,20 +117,18 @@ class EvaluationDir:
         return moved
 
     def _move_aside(self, known: Path) -> Path:
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(known.stat().st_mtime))
-        moved = self.path.with_name(f"{self.path.name}.{stamp}")
         try:
-            self.path.rename(moved)
+            stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(known.stat().st_mtime))
+            return self.path.rename(self.path.with_name(f"{self.path.name}.{stamp}"))
         except OSError as error:
             raise ConfigError(
-                f"output_dir: {self.path} cannot be moved to {moved}: {error.strerror}. Name another folder."
+                f"output_dir: {self.path} cannot be moved aside: {error.strerror}. Name another folder."
             ) from error
-        return moved
 
     def _check_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         meant_before, meant_now = _meaning(before), _meaning(now)
         for name in dict.fromkeys((*before, *now)):
-            if meant_before.get(name) != meant_now.get(name):
+            if before.get(name) != now.get(name) and meant_before.get(name) != meant_now.get(name):
                 raise ConfigError(
                     f"{self.path} holds an evaluation with {name} {before.get(name)}, and now it is {now.get(name)}. "
                     "Give this one another output_dir or run.name, or begin anew with --run.resume never."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
@@ -49,7 +50,8 @@ def judge_server() -> Iterator[Judge]:
         if isinstance(reply, int):
             return JSONResponse({"error": f"status {reply} on purpose"}, status_code=reply)
         message = {"role": "assistant", "content": reply}
-        return JSONResponse({"choices": [{"message": message, "finish_reason": found.finish_reason}]})
+        body = {"choices": [{"message": message, "finish_reason": found.finish_reason}]}
+        return Response(json.dumps(body), media_type="application/json")  # a lone surrogate too, escaped
 
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

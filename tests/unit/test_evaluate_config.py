@@ -100,6 +100,18 @@ def test_pairwise_and_none_need_no_references() -> None:
             "generation.n_samples_per_prompt are all the same with generation.temperature: 0.",
         ),
         (
+            ["--judge.model", "m", "--judge.seed", "null"],
+            "judge.votes are equal requests with judge.seed: null: a cache may answer them as one.",
+        ),
+        (
+            ["--generation.temperature", "0", "--generation.seed", "7"],
+            "generation.seed has no effect with generation.temperature: 0.",
+        ),
+        (
+            ["--generation.temperature", "0", "--generation.top_p", "0.5"],
+            "generation.top_p has no effect with generation.temperature: 0.",
+        ),
+        (
             ["--data.enable_thinking", "true", "--data.apply_chat_template", "false"],
             "data.enable_thinking has no effect with data.apply_chat_template: false.",
         ),
@@ -112,6 +124,8 @@ def test_options_without_effect_are_noted(words: list[str], note: str) -> None:
 def test_without_them_there_is_no_note() -> None:
     assert load(*TASKS).notes() == []
     assert load(*TASKS, "--judge.model", "m", "--judge.prompt", "lenient").notes() == []
+    assert load(*TASKS, "--judge.model", "m", "--judge.seed", "null", "--judge.votes", "1").notes() == []
+    assert load(*TASKS, "--generation.temperature", "0").notes() == []
 
 
 def test_the_resolved_configuration_is_one_again(tmp_path: Path) -> None:

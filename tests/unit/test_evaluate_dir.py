@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def folder(tmp_path: Path) -> EvaluationDir:
         (["--generation.top_p", "0.9"], "generation.top_p 1.0"),
         (["--generation.max_new_tokens", "8"], "generation.max_new_tokens 1024"),
         (["--generation.seed", "1"], "generation.seed 42"),
-        (["--vllm.param_dtype", "fp32"], "vllm.param_dtype auto"),
+        (["--vllm.param_dtype", "bf16"], "vllm.param_dtype auto"),
     ],
 )
 def test_another_option_that_decides_responses_is_refused_by_name(
@@ -100,6 +102,37 @@ def test_another_option_that_decides_responses_is_refused_by_name(
 def test_other_options_may_change(folder: EvaluationDir, words: list[str]) -> None:
     folder.start(config(), "m", "cpu")
     assert folder.start(config(*words), "m", "cpu") is None
+
+
+def test_another_way_to_write_the_same_is_no_other_option(
+    folder: EvaluationDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "others.jsonl").write_text("{}\n")
+    (tmp_path / "m").mkdir()
+    both = ("--data", "rows.jsonl, others.jsonl")
+    folder.start(config(*both), "m", "cpu")
+    folder.start(config(*both, "--vllm.param_dtype", "fp32"), "m", "cpu")
+    folder.start(config("--data", f"./rows.jsonl,{tmp_path}/others.jsonl", "--model", "./m"), "./m", "cpu")
+    with pytest.raises(ConfigError, match=r"data\.dataset \./rows\.jsonl,.*, and now it is others\.jsonl,rows\.jsonl"):
+        folder.start(config("--data", "others.jsonl,rows.jsonl"), "m", "cpu")
+
+
+def test_on_a_gpu_fp32_is_another_dtype_than_auto(folder: EvaluationDir) -> None:
+    folder.start(config(), "m", "cuda")
+    assert folder.start(config("--vllm.param_dtype", "bf16"), "m", "cuda") is None
+    with pytest.raises(ConfigError, match=r"vllm\.param_dtype bf16, and now it is fp32"):
+        folder.start(config("--vllm.param_dtype", "fp32"), "m", "cuda")
+
+
+@pytest.mark.parametrize("text", ['{"a"', "[1]", "", "\ud800"])
+def test_a_damaged_made_by_is_an_error_that_names_it_and_can_be_moved_aside(folder: EvaluationDir, text: str) -> None:
+    folder.start(config(), "m", "cpu")
+    (folder.path / "made_by.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(DataError, match=r"made_by\.json, which says how .* cannot be read: .*--run\.resume never"):
+        folder.start(config(), "m", "cpu")
+    assert folder.start(config("--run.resume", "never"), "m", "cpu") is not None
 
 
 def test_another_device_and_a_model_that_was_trained_on_are_refused(folder: EvaluationDir, tmp_path: Path) -> None:
@@ -132,6 +165,15 @@ def test_beginning_anew_moves_the_earlier_one_aside(folder: EvaluationDir) -> No
     moved = folder.start(config("--run.resume", "never", "--generation.seed", "1"), "m", "cpu")
     assert moved is not None and (moved / "responses.jsonl").read_text() == "earlier\n"
     assert not folder.responses.exists()
+
+
+def test_a_folder_that_cannot_be_moved_aside_is_an_error(folder: EvaluationDir) -> None:
+    folder.start(config(), "m", "cpu")
+    date = time.mktime((2026, 1, 2, 3, 4, 5, 0, 0, -1))
+    os.utime(folder.path / "made_by.json", (date, date))
+    (folder.path.with_name("evaluation.20260102-030405") / "taken").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"output_dir: .*evaluation cannot be moved aside: Directory not empty"):
+        folder.start(config("--run.resume", "never"), "m", "cpu")
 
 
 def test_responses_of_unknown_origin_are_refused(folder: EvaluationDir) -> None:
@@ -177,6 +219,16 @@ def test_a_row_that_is_no_response_is_refused_with_its_line(tmp_path: Path) -> N
     broken = {name: value for name, value in response(wanted(2)).items() if name != "response"}
     with pytest.raises(DataError, match="line 2 is not a response: it has no `response`"):
         check_responses([response(wanted(1)), broken], [], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [("key", ["a"], r'\["a"\]'), ("response", 5, "5"), ("truncated", "no", '"no"'), ("seed", None, "null")],
+)
+def test_a_damaged_response_is_refused_with_its_line(tmp_path: Path, name: str, value: Any, shown: str) -> None:
+    rows = [response(wanted(1)), response(wanted(2)) | {name: value}]
+    with pytest.raises(DataError, match=f"line 2 is not a response: its `{name}` cannot be {shown}"):
+        check_responses(rows, [], tmp_path / "responses.jsonl")
 
 
 def test_the_file_ends_in_the_order_of_the_data_with_what_the_data_says_now(folder: EvaluationDir) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections import Counter
@@ -63,10 +62,16 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         ("<answer>a</answer> and </answer>", "a"),
         ("<think>a</think> b ", "b"),
         ("<think>a</think>b</think>c", "c"),
-        ("<think>a</think><answer>cut", "<answer>cut"),
+        ("<think>x</think>\n<answer>Paris", "Paris"),
+        ("<think>the form is <answer>your answer</answer>, so</think>\nIt is Paris.", "It is Paris."),
+        ("<think>the form is <answer>your answer</answer>, so</think><answer>Paris</answer>", "Paris"),
         ("no tags at all\n", "no tags at all"),
-        ("<think>cut before its end", "<think>cut before its end"),
-        ("</answer>x<answer>", "</answer>x<answer>"),
+        ("<think>cut before its end", ""),
+        ("\n<think>I write <answer>your answer</answer>. Now the capital of Fr", ""),
+        ("<think>a</think><think>b", ""),
+        ("<answer>a</answer> or <answer>b", "b"),
+        ("</answer>x<answer>", ""),
+        ("x</answer>", "x</answer>"),
         ("<answer></answer>", ""),
         ("", ""),
     ],
@@ -76,16 +81,21 @@ def test_the_answer_segment(response: str, answer: str) -> None:
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "a", " "]), max_size=12))
-def test_the_answer_segment_is_the_inside_of_the_last_whole_pair(parts: list[str]) -> None:
-    text = "".join(parts)
-    # By its definition: of all pairs without an opening tag inside, the last; up to its first closing tag.
-    pairs = [
-        (i, j)
-        for i, j in itertools.combinations(range(len(parts)), 2)
-        if parts[i] == "<answer>" and parts[j] == "</answer>" and not {"<answer>", "</answer>"} & set(parts[i + 1 : j])
-    ]
-    expected = "".join(parts[pairs[-1][0] + 1 : pairs[-1][1]]) if pairs else text.split("</think>")[-1]
-    assert answer_segment(text) == expected.strip()
+def test_the_answer_segment_is_what_the_last_tags_enclose(parts: list[str]) -> None:
+    # By its definition, tag by tag: what closes the reasoning, or opens an answer, throws away what was said before.
+    kept, state = "", "said"
+    for part in parts:
+        if part == "</think>":
+            kept, state = "", "said"
+        elif part == "<answer>":
+            kept, state = ("", "open") if state != "reasoning" else (kept, state)
+        elif part == "<think>" and state == "said" and not kept.strip():
+            state = "reasoning"
+        elif part == "</answer>" and state == "open":
+            state = "done"
+        elif state in ("said", "open"):
+            kept += part
+    assert answer_segment("".join(parts)) == ("" if state == "reasoning" else kept.strip())
 
 
 # ── a vote ──
@@ -314,6 +324,24 @@ def test_verdicts_are_in_the_order_of_the_items_and_unreadable_votes_are_counted
     assert (counts.total, counts.asked, counts.unreadable, counts.missing) == (15, 15, 6, 0)
 
 
+def test_a_lone_surrogate_in_a_reply_makes_it_unreadable_and_nothing_else(judge: Any, tmp_path: Path) -> None:
+    judge.answer = lambda _: "True\ud800"  # json.dumps writes it as \\ud800, which is JSON
+    (found,), counts = verdicts(section(judge), tmp_path, [item("a")])
+    assert found.votes == (None, None, None) and counts.unreadable == 3
+    assert {row["reply"] for row in rows(tmp_path)} == {"True?"}
+
+
+def test_without_a_seed_none_is_sent_and_the_votes_are_kept(judge: Any, tmp_path: Path) -> None:
+    first, _ = verdicts(section(judge, seed=None), tmp_path, [item("a"), item("b")])
+    assert len(judge.requests) == 6 and not any("seed" in request for request in judge.requests)
+    assert {(row["key"], row["vote"], row["seed"]) for row in rows(tmp_path)} == {
+        (key, vote, None) for key in ("a", "b") for vote in range(3)
+    }
+    judge.answer = lambda _: "False"
+    again, counts = verdicts(section(judge, seed=None), tmp_path, [item("a"), item("b")])
+    assert again == first and (counts.reused, counts.asked) == (6, 0)
+
+
 def test_a_reply_that_was_cut_is_no_vote(judge: Any, tmp_path: Path) -> None:
     judge.finish_reason = "length"
     (found,), _ = verdicts(section(judge), tmp_path, [item("a")])
@@ -403,6 +431,29 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(judge: Any, tmp_
     file.write_bytes(file.read_bytes() + b'{"key": \n' + file.read_bytes())
     with pytest.raises(DataError, match=r"votes\.jsonl, line 2 is damaged"):
         verdicts(section(judge, votes=1), tmp_path, [item("a")])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"verdict": ...}, "line 2 is not a vote: it has no `verdict`"),
+        ({"verdict": 1}, "line 2 is not a vote: its `verdict` cannot be 1"),
+        ({"verdict": [True]}, r"line 2 is not a vote: its `verdict` cannot be \[true\]"),
+        ({"verdict": "true"}, "line 2: the verdict of this vote is 'true', and can be True, False or null"),
+        ({"key": ["b"]}, r'line 2 is not a vote: its `key` cannot be \["b"\]'),
+        ({"reply": ...}, "line 2 is not a vote: it has no `reply`"),
+        ({"request": None}, "line 2 is not a vote: its `request` cannot be null"),
+    ],
+)
+def test_a_vote_that_was_damaged_by_hand_is_an_error_that_names_its_line(
+    judge: Any, tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    verdicts(section(judge, votes=1, concurrency=1), tmp_path, [item("a"), item("b")])
+    first, second = rows(tmp_path)
+    damaged = {name: value for name, value in (second | change).items() if value is not ...}
+    (tmp_path / "votes.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(damaged)}\n")
+    with pytest.raises(DataError, match=rf"votes\.jsonl, {problem}"):
+        verdicts(section(judge, votes=1), tmp_path, [item("a"), item("b")])
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -160,6 +160,15 @@ def test_an_interrupted_comparison_goes_on(judge: Any, tmp_path: Path) -> None:
     }
 
 
+def test_a_vote_of_another_kind_in_its_place_is_an_error_that_names_its_line(judge: Any, tmp_path: Path) -> None:
+    judge.answer = lambda _: "First"
+    compare(judge, tmp_path, [item()], {"a#0": THEIRS}, votes=1, concurrency=1)
+    file = tmp_path / "votes.jsonl"
+    file.write_text(file.read_text().replace('"verdict": "first"', '"verdict": true'))
+    with pytest.raises(DataError, match=r"votes\.jsonl, line 1: .* is True, and can be first, second, tie or null"):
+        compare(judge, tmp_path, [item()], {"a#0": THEIRS}, votes=1)
+
+
 def test_a_response_that_the_other_model_lacks_is_an_error(judge: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no response for b#0"):
         compare(judge, tmp_path, [item("a#0"), item("b#0")], {"a#0": THEIRS})

@@ -30,7 +30,12 @@ def verdict(response: str, reference: str | None, **options: object) -> Verdict:
         ("an A-B  test", ["ab", "test"]),
         ("theory of a thing", ["theory", "of", "thing"]),
         ("A", ["a"]),  # a choice's name, not an article
-        ("$5.00", ["500"]),
+        ("$5.00", ["5.00"]),
+        ("It is -3, not 3.14.", ["it", "is", "-3", "not", "3.14"]),
+        ("\u22123 and -$5 and -.5", ["-3", "and", "-5", "and", "-.5"]),
+        ("1,000.5", ["1000.5"]),
+        ("2020-21, A-5, p.7, ...", ["202021", "a5", "p7"]),  # hyphens and full stops
+        ("答案是-3。", ["答", "案", "是", "-3"]),
         ("«Bonjour», dit-il…", ["bonjour", "ditil"]),
         ("我喜欢猫。", ["我", "喜", "欢", "猫"]),
         ("用 Python 3 写", ["用", "python", "3", "写"]),
@@ -128,8 +133,20 @@ def test_scores_alone_have_no_right_and_a_threshold_gives_one() -> None:
     assert verdict("<answer>same</answer>", "same", metric="chrf") == Verdict(None, 1.0)
 
 
-def test_an_empty_answer_has_no_score() -> None:
-    assert verdict("<think>so</think><answer></answer>", "cat") == Verdict(None, 0.0)
+def test_an_empty_answer_scores_nothing() -> None:
+    empty = "<think>so</think><answer></answer>"
+    assert verdict(empty, "cat") == Verdict(None, 0.0)
+    # Nor where nothing is left of the reference either.
+    assert verdict(empty, "+") == Verdict(None, 0.0)
+    assert verdict(empty, "+", metric="exact") == Verdict(False, 0.0)
+    assert verdict("<think>cut", "think cut", metric="exact") == Verdict(False, 0.0)
+
+
+@pytest.mark.parametrize(("answer", "reference"), [("-3", "3"), ("3.14", "314"), (".5", "5"), ("x = -2", "x = 2")])
+def test_a_sign_and_a_decimal_point_are_part_of_a_number(answer: str, reference: str) -> None:
+    assert exact_match(answer, reference) == 0.0
+    assert token_f1(answer, reference) < 1.0
+    assert exact_match(f"{answer}.", answer) == 1.0
 
 
 def test_a_missing_reference_is_an_error_that_names_the_row() -> None:

@@ -9,6 +9,8 @@ import math
 import os
 import random
 import re
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -231,18 +233,19 @@ def test_tombench_without_a_training_split_gives_no_warning(tmp_path: Path) -> N
 
 def test_the_faults_of_tombench_s_options_do_not_come_back(tmp_path: Path) -> None:
     two = {"OPTION-C": math.nan, "OPTION-D": math.nan}
+    lettered = {"OPTION-A": "A. No", "OPTION-B": "B. B. Yes", "OPTION-C": "(c) A dog", "OPTION-D": "D. choice D3"}
     rows = [
         tom_row(0, "A. ", **two),
-        tom_row(3, "B", **{"OPTION-B": "B. B. Yes", "OPTION-C": "A dog"}),
+        tom_row(3, "B", **lettered),
         tom_row(6, "C", **two),
         tom_row(9, "X"),
         tom_row(12, "A", QUESTION="nan"),
     ]
-    prepared = run("tombench", write_jsonl(tmp_path / "t.jsonl", rows), tmp_path / "out", "--sizes={test: 1}")
+    prepared = run("tombench", write_jsonl(tmp_path / "t.jsonl", rows), tmp_path / "out", "--sizes={test: 1.0}")
     first, second = sorted(check(prepared)["test"], key=lambda row: row["prompt"])
     assert first["prompt"] == "Story 0.\n\nQuestion 0?\n\nOptions:\nA. choice A0\nB. choice B0"
     assert first["reference"] == "A. choice A0"
-    assert second["prompt"].endswith("A. choice A3\nB. Yes\nC. A dog\nD. choice D3") and second["reference"] == "B. Yes"
+    assert second["prompt"].endswith("A. No\nB. Yes\nC. A dog\nD. choice D3") and second["reference"] == "B. Yes"
     assert prepared.card["dropped"] == {
         "empty prompt": 1, "label is none of the options": 1, "the right option is empty": 1
     }  # fmt: skip
@@ -289,7 +292,7 @@ def test_emobench_has_the_published_sizes_in_english(tmp_path: Path, suffix: str
 def test_emobench_asks_for_an_action_a_response_and_an_emotion_with_its_cause(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in" / "EA.jsonl", [ea_row(0), ea_row(1), ea_row(2, label="nothing of these")])
     write_jsonl(tmp_path / "in" / "EU.jsonl", [eu_row(0)])
-    prepared = run("emobench", tmp_path / "in", tmp_path / "out", "--sizes={test: 1}")
+    prepared = run("emobench", tmp_path / "in", tmp_path / "out", "--sizes={test: 1.0}")
     rows = {row["prompt"].split("\n")[0]: row for row in check(prepared)["test"]}
     assert rows["Scenario 0."]["prompt"] == (
         "Scenario 0.\n\nWhat is the most effective thing that I could do in this situation?\n\n"
@@ -301,6 +304,16 @@ def test_emobench_asks_for_an_action_a_response_and_an_emotion_with_its_cause(tm
     assert "Which emotion would Ann feel in the end, and why?" in rows["Event 0."]["prompt"]
     assert "\n\nEmotions:\nA. Joy\nB. Fear\nC. Joy & Fear\n\nCauses:\nA. cause 0\n" in rows["Event 0."]["prompt"]
     assert prepared.card["dropped"] == {"label is none of the options": 1}
+
+
+def test_emobench_s_clusters_are_its_scenarios(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in" / "EA.jsonl", [ea_row(0), ea_row(1), ea_row(2, scenario="Scenario 0.", subject="Ann")])
+    write_jsonl(tmp_path / "in" / "EU.jsonl", [eu_row(0, scenario="Scenario 1.")])
+    prepared = run("emobench", tmp_path / "in", tmp_path / "out", "--sizes={test: 1.0}")
+    for row in check(prepared)["test"]:
+        scenario = row["prompt"].partition("\n")[0].lower()
+        assert row["meta"]["cluster"] == "emobench-" + hashlib.sha256(scenario.encode()).hexdigest()[:12]
+    assert prepared.card["kept"] == 4 and prepared.card["clusters"] == {"all": 2, "in_several_splits": 0}
 
 
 def test_emobench_as_it_was_published_first(tmp_path: Path) -> None:
@@ -325,7 +338,7 @@ def test_emobench_as_it_was_published_first(tmp_path: Path) -> None:
             (folder / file).write_text(json.dumps([row]), encoding="utf-8")
         write_jsonl(folder / "Results" / "gpt" / "gpt-en.jsonl", [{"answer": "a"}])
     (tmp_path / "in" / "data" / "dicts.json").write_text("[]", encoding="utf-8")
-    prepared = run("emobench", tmp_path / "in", tmp_path / "out", "--sizes={test: 1}")
+    prepared = run("emobench", tmp_path / "in", tmp_path / "out", "--sizes={test: 1.0}")
     references = {row["reference"] for row in check(prepared)["test"]}
     assert references == {"B. stay", "Emotion: B. Fear\nCause: B. the cat"}
     assert prepared.card["files"] == {"data/EA/data": 1, "data/EU/data": 1}
@@ -380,16 +393,31 @@ def test_opus_books_asks_each_pair_in_one_direction(tmp_path: Path) -> None:
 def test_opus_books_takes_the_languages_that_are_asked_for(tmp_path: Path) -> None:
     write_parquet(tmp_path / "in" / "en-fr" / "train.parquet", [pair(n) for n in range(20)])
     write_parquet(tmp_path / "in" / "de-en" / "train.parquet", [pair(n, "de", "en") for n in range(20)])
-    prepared = run("opus_books", tmp_path / "in", tmp_path / "out", "--languages=fr-en", "--sizes={test: 1}")
+    prepared = run("opus_books", tmp_path / "in", tmp_path / "out", "--languages=fr-en", "--sizes={test: 1.0}")
     assert {(row["meta"]["from"], row["meta"]["to"]) for row in check(prepared)["test"]} == {("fr", "en")}
     assert prepared.card["dropped"] == {"language pair not asked for": 20}
     assert prepared.card["options"] == {"sizes": {"test": 1.0}, "opus_books.languages": "fr-en"}
 
 
+def test_opus_books_asks_a_pair_that_differs_in_white_space_and_case_in_the_same_direction(tmp_path: Path) -> None:
+    """Else its prompt would be the reference of the other, which can be in another split."""
+    rows = []
+    for n in range(200):
+        rows.append({"id": "0", "translation": {"en": f"He said number {n}.", "fr": f"Il a dit le nombre {n}."}})
+        rows.append({"id": "1", "translation": {"en": f"He  said NUMBER {n}. ", "fr": f"Il a dit\nle nombre {n}."}})
+    source = write_jsonl(tmp_path / "books.jsonl", rows)
+    prepared = run("opus_books", source, tmp_path / "out", "--sizes={train: 0.5, test: 0.5}")
+    check(prepared)
+    assert prepared.card["kept"] == 200 and prepared.card["dropped"].keys() <= {
+        "duplicate", "prompt again, with another reference"
+    }  # fmt: skip
+    assert {row["meta"]["from"] for row in every(tmp_path / "out")} == {"en", "fr"}
+
+
 def test_opus_books_drops_what_is_no_translation(tmp_path: Path) -> None:
     odd = [{"en": "Jane Eyre", "fr": "JANE EYRE"}, {"en": "", "fr": ""}, {"en": "One only."}, {"xx": "a", "fr": "b"}]
     rows = [{"id": "0", "translation": texts} for texts in odd] + [pair(1)]
-    prepared = run("opus_books", write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", "--sizes={test: 1}")
+    prepared = run("opus_books", write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", "--sizes={test: 1.0}")
     check(prepared)
     assert prepared.card["dropped"] == {
         "language pair not asked for": 2, "empty prompt": 1, "translation is the text itself": 1
@@ -424,6 +452,51 @@ def test_novereason_keeps_its_splits_and_its_faults_are_mended(tmp_path: Path) -
     (row,) = (row for row in found["train"] if row["datasource"] == "ToMBench")
     assert (row["prompt"], row["reference"]) == ("Which?\n\nOptions:\nA. Yes\nB. No", "A. Yes")
     assert found["test"][0]["meta"]["subject"] == "number" and found["test"][0]["prompt"].startswith("What is ")
+
+
+EU_OPTIONS = "Emotion Options:\nA: A. Joy\nB: nan\nC: Fear\n\nCause Options:\nA: the dog\nB: B: the cat"
+LETTERED = "Which?\n\nOptions:\nA. nan\nB. Yes\nC. No\nD. nan\nE. Both"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reference", "expected"),
+    [
+        (LETTERED, "E. Both", "C. Both"),
+        (LETTERED, "E", "C. Both"),
+        (LETTERED, "(c)", "B. No"),
+        (LETTERED, "B.", "A. Yes"),
+        (LETTERED, "B. B. Yes", "A. Yes"),
+        (LETTERED, "Both of them", "Both of them"),
+        (LETTERED, "Z. nothing", "Z. nothing"),
+        (LETTERED, "D", None),
+        (LETTERED, "A.", None),
+        (LETTERED, "A. nan", None),
+        (EU_OPTIONS, "Emotion: C: C: Fear, Cause: B: B: the cat", "Emotion: B: Fear, Cause: B: the cat"),
+        (EU_OPTIONS, "Emotion: A: A. Joy, Cause: A: the dog", "Emotion: A: Joy, Cause: A: the dog"),
+        (EU_OPTIONS, "Emotion: B: nan, Cause: A: the dog", None),
+        (EU_OPTIONS, "B", "B"),  # of which list?
+        ("Who wrote it?", "A. A. Milne", "A. A. Milne"),
+        ("Name it.\nA. A. Milne wrote it.", "Pooh", "Pooh"),
+    ],
+)
+def test_novereason_s_options_close_up_and_the_reference_follows(
+    tmp_path: Path, prompt: str, reference: str, expected: str | None
+) -> None:
+    rows = [mixture(0), mixture(1, prompt=f"Question: {prompt}{FORMAT}", reference=reference)]
+    prepared = run("novereason", write_jsonl(tmp_path / "train.jsonl", rows), tmp_path / "out")
+    mended = {
+        LETTERED: "Which?\n\nOptions:\nA. Yes\nB. No\nC. Both",
+        EU_OPTIONS: "Emotion Options:\nA: Joy\nB: Fear\n\nCause Options:\nA: the dog\nB: the cat",
+    }.get(prompt, prompt)
+    found = {row["prompt"]: row["reference"] for row in read(prepared.folder)["train"]}
+    assert found == {"What is 0?": "It is 0."} | ({mended: expected} if expected else {})
+    assert prepared.card.get("dropped", {}) == ({} if expected else {"the right option is empty": 1})
+
+
+def test_novereason_drops_a_question_with_one_option_left(tmp_path: Path) -> None:
+    rows = [mixture(0), mixture(1, prompt="Question: Which?\n\nA. Yes\nB. nan" + FORMAT, reference="A. Yes")]
+    prepared = run("novereason", write_jsonl(tmp_path / "train.jsonl", rows), tmp_path / "out")
+    assert prepared.card["dropped"] == {"fewer than two options": 1}
 
 
 # ── a data set of one's own ──
@@ -462,13 +535,107 @@ def test_custom_rows_by_column_names(tmp_path: Path) -> None:
         ({"c": ["x", "y", "z"]}, 1, "--choices_key=c"),
         ({"c": '["x", "y", "z"]'}, "1", "--choices_key=c"),
         ({"c": {"text": ["x", "y", "z"], "label": ["A", "B", "C"]}}, "B", "--choices_key=c"),
+        ({"c": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}}, "2", "--choices_key=c"),
+        ({"c": {"text": ["x", "y", "z"], "label": [1, 2, 3]}}, 2, "--choices_key=c"),
+        ({"c": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}}, "y", "--choices_key=c"),
+        ({"c": {"text": ["x", "y", "z"], "label": ["A", "B", "C"]}}, 1, "--choices_key=c"),
         ({"c1": "x", "c2": "y", "c3": "z"}, "b", "--choices_key=c1,c2,c3"),
     ],
 )
 def test_custom_choices_become_free_form(tmp_path: Path, values: dict[str, Any], label: Any, option: str) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", [{"q": "Which?", "a": label, **values}])
-    (row,) = check(run("custom", source, tmp_path / "out", *COLUMNS, option, "--sizes={test: 1}"))["test"]
+    (row,) = check(run("custom", source, tmp_path / "out", *COLUMNS, option, "--sizes={test: 1.0}"))["test"]
     assert (row["prompt"], row["reference"]) == ("Which?\n\nOptions:\nA. x\nB. y\nC. z", "B. y")
+
+
+def test_a_number_in_a_custom_row_is_a_place_and_a_digit_that_fits_two_options_is_ambiguous(tmp_path: Path) -> None:
+    """As in MMLU, where `answer` is the place from 0 and the choices may be numbers."""
+    numbers = ["2", "3", "1", "12"]
+    rows = [{"q": "As a number?", "a": 1, "c": numbers}]
+    file = write_parquet(tmp_path / "mmlu.parquet", rows)
+    (row,) = check(run("custom", file, tmp_path / "one", *COLUMNS, "--choices_key=c", "--sizes={test: 1.0}"))["test"]
+    assert row["reference"] == "B. 3"
+    texts = [{"q": "As a text?", "a": "1", "c": numbers}, {"q": "In no other way?", "a": "12", "c": numbers}]
+    file = write_jsonl(tmp_path / "texts.jsonl", texts)
+    prepared = run("custom", file, tmp_path / "two", *COLUMNS, "--choices_key=c", "--sizes={test: 1.0}")
+    assert [row["reference"] for row in check(prepared)["test"]] == ["D. 12"]
+    assert prepared.card["dropped"] == {"label names several options": 1}
+
+
+def test_labels_that_are_numbers_are_no_places(tmp_path: Path) -> None:
+    """As in ARC, whose labels are 1 to 4 in some rows."""
+    choices = {"text": ["4", "x", "y", "z"], "label": ["1", "2", "3", "4"]}
+    rows = [{"q": f"q{answer}", "a": answer, "c": choices} for answer in ("4", "0", "5")]
+    file = write_jsonl(tmp_path / "arc.jsonl", rows)
+    prepared = run("custom", file, tmp_path / "out", *COLUMNS, "--choices_key=c", "--sizes={test: 1.0}")
+    (row,) = check(prepared)["test"]
+    assert row["reference"] == "D. z" and prepared.card["dropped"] == {"label is none of the options": 2}
+    file = write_jsonl(tmp_path / "odd.jsonl", [{"q": "q", "a": "1", "c": {"text": ["x", "y"], "label": ["1"]}}])
+    options = (*COLUMNS, "--choices_key=c", "--sizes={test: 1.0}")
+    assert "row 1 has 2 choices and 1 labels" in problem("custom", file, tmp_path / "odd", *options)
+
+
+# ── meta ──
+
+
+def test_what_json_has_no_form_for_is_written_as_a_text_or_left_out(tmp_path: Path) -> None:
+    when = datetime(2020, 1, 2, 3, 4, 5)
+    row = {"q": "q", "a": "a", "when": when, "day": when.date(), "cost": Decimal("1.50"), "level": math.nan}
+    row |= {"parts": [{"day": when.date(), "level": math.nan}]}
+    file = write_parquet(tmp_path / "in.parquet", [row])
+    keys = "--meta_keys=when,day,cost,level,parts"
+    (written,) = check(run("custom", file, tmp_path / "out", *COLUMNS, keys, "--sizes={test: 1.0}"))["test"]
+    assert written["meta"] == {
+        "when": "2020-01-02T03:04:05",
+        "day": "2020-01-02",
+        "cost": "1.50",
+        "parts": [{"day": "2020-01-02", "level": None}],
+    }
+    assert "NaN" not in (tmp_path / "out" / "test.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "part"),
+    [
+        ("q", "half \ud83d", "row 2: `q` has half a character (\\ud83d) at place 6"),
+        ("a", "\ude00", "row 2: `a` has half a character (\\ude00) at place 1"),
+        ("note", {"deep": ["\ud83d"]}, "row 2: `note` has half a character"),
+        ("note", math.inf, "row 2: `note` is a float (inf), which JSON cannot hold"),
+    ],
+)
+def test_a_value_that_cannot_be_written_is_named_with_its_row(
+    tmp_path: Path, column: str, value: Any, part: str
+) -> None:
+    rows = [*own(1, note="n"), own(2, note="n")[1] | {column: value}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = problem(
+        "custom", tmp_path / "in.jsonl", tmp_path / "out", *COLUMNS, "--meta_keys=note", "--sizes={test: 1.0}"
+    )
+    assert part in found and "\n" not in found and not (tmp_path / "out").exists()
+
+
+def test_bytes_cannot_be_kept(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "in.parquet", own(1, image=b"png"))
+    found = problem("custom", file, tmp_path / "out", *COLUMNS, "--meta_keys=image", "--sizes={test: 1.0}")
+    assert "row 1: `image` is a bytes" in found
+
+
+# ── the sizes ──
+
+
+def test_a_size_without_a_point_is_rows_and_one_with_a_point_a_share(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", own(8))
+    for given, there in (
+        ("{test: 1}", {"test": 1}),
+        ("{test: 1.0}", {"test": 8}),
+        ("{train: 1, test: 1}", {"train": 1, "test": 1}),
+        ("{train: 0.5, test: 0}", {"train": 4}),
+    ):
+        prepared = run("custom", file, tmp_path / "out", *COLUMNS, f"--sizes={given}", "--overwrite")
+        assert sizes(check(prepared)) == there
+
+
+# ── splits of the source ──
 
 
 @pytest.mark.parametrize("by", ["file", "column"])
@@ -546,16 +713,26 @@ def test_a_data_set_is_found_on_the_hub_by_default(tmp_path: Path, monkeypatch: 
     assert prepared.card["files"] == {"facebook/natural_reasoning/train": 8}
 
 
+def test_ss_gen_is_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = datasets.DatasetDict(
+        {name: datasets.Dataset.from_list([story(n) for n in numbers])
+         for name, numbers in (("train", range(4)), ("validation", range(4, 6)), ("test", range(6, 9)))}
+    )  # fmt: skip
+    hub = Hub(monkeypatch, {"FMiMiY/SS-GEN": {"default": there}})
+    assert sizes(check(run("ss_gen", None, tmp_path / "out"))) == {"train": 4, "validation": 2, "test": 3}
+    assert hub.asked == [("FMiMiY/SS-GEN", "default")]
+
+
 def test_opus_books_downloads_only_the_pairs_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = {name: on_hub([pair(n, *name.split("-")) for n in range(4)]) for name in ("de-en", "en-fr", "en-it")}
     hub = Hub(monkeypatch, {"Helsinki-NLP/opus_books": there})
-    check(run("opus_books", None, tmp_path / "out", "--languages=fr-en,en-it", "--sizes={train: 1}"))
+    check(run("opus_books", None, tmp_path / "out", "--languages=fr-en,en-it", "--sizes={train: 1.0}"))
     assert [subset for _, subset in hub.asked] == ["en-fr", "en-it"]
 
 
 def test_a_hub_set_with_several_configurations_asks_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub(monkeypatch, {"me/set": {"small": on_hub(own(4)), "large": on_hub(own(8))}})
-    sources = ("custom", "me/set", tmp_path / "out", *COLUMNS, "--sizes={test: 1}")
+    sources = ("custom", "me/set", tmp_path / "out", *COLUMNS, "--sizes={test: 1.0}")
     with pytest.raises(ConfigError, match=r"several configurations \(small, large\).*--subset"):
         run(*sources)
     with pytest.raises(DataError, match="no configuration tiny; it has small, large"):
@@ -608,6 +785,7 @@ def test_every_name_has_a_recipe_with_a_licence_and_the_hub_ids_are_those_of_the
         "webinstruct": "TIGER-Lab/WebInstruct-verified",
         "opus_books": "Helsinki-NLP/opus_books",
         "novereason": "thinkwee/NOVEReason_2k",
+        "ss_gen": "FMiMiY/SS-GEN",
     }
 
 
@@ -706,14 +884,14 @@ def test_missing_columns_are_listed_before_anything_is_written(tmp_path: Path) -
         assert (
             all(part in found for part in ("`question`, `answer`", "`q`, `a`, `key`", "file in")) and "\n" not in found
         )
-    found = problem("custom", source, tmp_path / "out", "--sizes={test: 1}", "--meta_keys=level")
+    found = problem("custom", source, tmp_path / "out", "--sizes={test: 1.0}", "--meta_keys=level")
     assert all(part in found for part in ("`prompt`, `reference`, `level`", "--input_key"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_source_with_nothing_to_use_says_why(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", [{"q": "", "a": "x"}, {"q": "p", "a": " "}, {"q": "r", "a": None}])
-    found = problem("custom", source, tmp_path / "out", *COLUMNS, "--sizes={test: 1}")
+    found = problem("custom", source, tmp_path / "out", *COLUMNS, "--sizes={test: 1.0}")
     assert "none of 3 rows" in found and "2 empty reference; 1 empty prompt" in found
     write_jsonl(tmp_path / "none.jsonl", [])
     assert "none of 0 rows" in problem("webinstruct", tmp_path / "none.jsonl", tmp_path / "out")
@@ -731,7 +909,13 @@ def test_a_source_with_nothing_to_use_says_why(tmp_path: Path) -> None:
         ("opus_books", ["--languages=en-en"], ["en-en is no direction"]),
         ("opus_books", ["--languages=en-xx"], ["no language xx"]),
         ("webinstruct", ["--sizes={dev: 3}"], ["no split dev", "train, validation, test"]),
-        ("webinstruct", ["--sizes={train: 2.5}"], ["mixes rows and shares"]),
+        ("webinstruct", ["--sizes={train: 2.5}"], ["have a point, and sum to more than 1"]),
+        ("webinstruct", ["--sizes={train: 1.0, test: 1.0}"], ["have a point, and sum to more than 1"]),
+        ("webinstruct", ["--sizes={train: 0.8, test: 0.3}"], ["have a point, and sum to more than 1"]),
+        ("webinstruct", ["--sizes={train: 2000, test: 0.2}"], ["mixes rows and shares"]),
+        ("webinstruct", ["--sizes={test: true}"], ["--sizes.test", "no number of rows and no share"]),
+        ("webinstruct", ["--sizes={test: few}"], ["--sizes.test", "few is no number of rows and no share"]),
+        ("webinstruct", ["--sizes={test: .nan}"], ["--sizes.test", "nan is no number of rows and no share"]),
         ("webinstruct", ["--sizes={train: 0}"], ["names no rows"]),
         ("webinstruct", ["--sizes={train: -1, test: 5}"], ["names no rows"]),
         ("nonsense", [], ["dataset", "'natural_reasoning'"]),
@@ -773,7 +957,7 @@ def test_splits_and_sizes_that_do_not_go_together(tmp_path: Path) -> None:
 
 def test_ids_of_one_s_own_are_there_once(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", own(4))
-    found = problem("custom", file, tmp_path / "out", *COLUMNS, "--id_key=kind", "--sizes={test: 1}")
+    found = problem("custom", file, tmp_path / "out", *COLUMNS, "--id_key=kind", "--sizes={test: 1.0}")
     assert "2 ids are there more than once, the first s" in found
 
 

@@ -97,13 +97,33 @@ def test_a_letter_that_no_option_has_is_dropped(letter: str) -> None:
         choices.by_letter(["x", "y", "z", "w"], letter, "here")
 
 
-def test_any_label_is_a_content_then_a_letter_then_a_number_from_zero() -> None:
-    assert choices.by_any(["B", "A"], "A", "here").answer == "B. A"  # the content, not the first letter
+def test_any_label_is_a_content_a_letter_or_a_number_from_zero() -> None:
+    assert choices.by_any(["A", "B"], "A", "here").answer == "A. A"
+    assert choices.by_any(["x", "K"], "K", "here").answer == "B. K"
+    assert choices.by_any(["2", "3", "1", "12"], 1, "here").answer == "B. 3"
     assert choices.by_any(["x", "y"], "B", "here").answer == "B. y"
     assert choices.by_any(["x", "y"], "1", "here").answer == "B. y"
     assert choices.by_any(["2", "1"], "1", "here").answer == "B. 1"
     with pytest.raises(Dropped, match=choices.NO_SUCH_OPTION):
         choices.by_any(["x", "y"], "2", "here")
+    with pytest.raises(Dropped, match=choices.NO_SUCH_OPTION):
+        choices.by_any(["x", "-1"], -1, "here")
+
+
+@pytest.mark.parametrize(
+    ("values", "answer"), [(["2", "3", "1", "12"], "1"), (["1", "0"], "0"), (["B", "A"], "A"), (["x", "X"], "x")]
+)
+def test_a_label_that_names_two_options_is_ambiguous(values: list[str], answer: str) -> None:
+    with pytest.raises(Dropped, match=choices.AMBIGUOUS):
+        choices.by_any(values, answer, "here")
+
+
+def test_letters_are_labels_only_where_every_option_has_its_own() -> None:
+    found = choices.by_content(["A. Lincoln", "G. Washington"], "A. Lincoln", "here")
+    assert found.lettered == "A. A. Lincoln\nB. G. Washington" and found.answer == "A. A. Lincoln"
+    found = choices.by_letter(["A. Lincoln", "b) Washington", None], "B", "here")
+    assert found.lettered == "A. Lincoln\nB. Washington" and found.answer == "B. Washington"
+    assert choices.by_content(["Lincoln", "Washington"], "A. Lincoln", "here").answer == "A. Lincoln"
 
 
 def test_an_option_that_is_no_text_is_an_error_with_its_place() -> None:
@@ -130,10 +150,29 @@ def test_a_bare_letter_gets_the_content_that_the_question_lists(letter: str) -> 
         ("What is B in this circuit?", "B"),
         ("Steps:\nb. second\na. first", "a"),  # no list of options
         ("Given\na. a value", "a"),  # only one
+        ("Q1\nA. x\nB. y\nQ2\nA. p\nB. q", "B"),  # which of the two lists?
+        ("Pick\nA. x\nB. y\nB. z", "A"),
+        ("Consider $a$, $b$:\n(a) find a\n(b) find b", "b"),  # parts of the question
+        ("Pick\nA.\n\nB. x", "A"),  # empty
     ],
 )
 def test_other_references_stay_as_they_are(question: str, reference: str) -> None:
     assert with_content(question, reference) == reference
+
+
+@pytest.mark.parametrize(
+    ("question", "reference", "complete"),
+    [
+        ("Pick\nA. x\nB. y z\n   goes on\nC. w", "B", "B. y z\n   goes on"),
+        ("Pick\nA. x\nB. y\n\nExplain why.", "B", "B. y"),
+        ("Pick\nA. x\n\nB. y\n", "A", "A. x"),
+        ("Pick\n(a) x\n(b) y\n(c) z", "b", "B. y"),
+        ("Pick\n(A) x\n(B) y", "b", "B. y"),
+        ("Pick\na. True\nb. False", "a", "A. True"),
+    ],
+)
+def test_an_option_goes_up_to_the_next_one_or_a_blank_line(question: str, reference: str, complete: str) -> None:
+    assert with_content(question, reference) == complete
 
 
 # ── trivial references ──
@@ -265,7 +304,9 @@ def test_a_prompt_in_two_published_splits_stays_where_others_evaluate() -> None:
         (3, (2000, 1000, 1000), (1, 1, 1)),  # 1.5, 0.75, 0.75
         (10, (Fraction("0.8"), Fraction("0.1"), Fraction("0.1")), (8, 1, 1)),
         (10, (Fraction("0.33"), 0, Fraction("0.33")), (3, 0, 3)),  # two thirds of ten rows are not drawn
-        (7, (1, 0, 0), (7, 0, 0)),
+        (7, (Fraction(1), 0, 0), (7, 0, 0)),
+        (7, (1, 0, 0), (1, 0, 0)),
+        (7, (1, 0, 1), (1, 0, 1)),
     ],
 )
 def test_sizes_are_as_asked_for_or_in_proportion(rows: int, sizes: Any, counts: tuple[int, int, int]) -> None:
@@ -274,7 +315,7 @@ def test_sizes_are_as_asked_for_or_in_proportion(rows: int, sizes: Any, counts: 
 
 
 SIZES = st.dictionaries(st.sampled_from(["train", "validation", "test"]), st.integers(0, 50), min_size=1).filter(
-    lambda sizes: sum(sizes.values()) > 1
+    lambda sizes: sum(sizes.values()) > 0
 )
 
 

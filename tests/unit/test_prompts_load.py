@@ -368,10 +368,10 @@ def test_nothing_left_is_an_error_whatever_the_share(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "fragments"),
     [
-        ({"prompt": 3, "reference": "r"}, ["row 2: `prompt` is a int (3), not a text"]),
+        ({"prompt": 3, "reference": "r"}, ["row 2: `prompt` is an int (3), not a text. Write it as one, or name "]),
         ({"prompt": "p", "reference": 4.5}, ["row 2: `reference` is a float (4.5), not a text"]),
         ({"prompt": "p", "reference": ["r"]}, ["row 2: `reference` is a list"]),
-        ({"prompt": "p", "reference": "r", "datasource": 3}, ["row 2: `datasource` is a int"]),
+        ({"prompt": "p", "reference": "r", "datasource": 3}, ["row 2: `datasource` is an int"]),
         ({"prompt": ["p"], "reference": "r"}, ["row 2", "`role`", "`content`"]),
         ({"prompt": [{"role": "user"}], "reference": "r"}, ["row 2", "`role`", "`content`"]),
         ({"prompt": [{"role": "user", "content": [1]}], "reference": "r"}, ["row 2", "both texts"]),

@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from openrlhf_maestro.config.load import load_config
+from openrlhf_maestro.config.prompts import TEMPLATES
 from openrlhf_maestro.config.schema import MaestroConfig
-from openrlhf_maestro.config.sections import TEMPLATES, DataSection
+from openrlhf_maestro.config.sections import DataSection
 from openrlhf_maestro.data import load_prompts, templates
 from openrlhf_maestro.data.rendering import Chat, prompt_renderer
 from openrlhf_maestro.data.templates import fill_template

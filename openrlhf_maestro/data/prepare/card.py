@@ -10,6 +10,7 @@ from typing import Any
 from openrlhf_maestro import __version__
 from openrlhf_maestro.config.fields import changed
 from openrlhf_maestro.config.prepare import SPLITS, PrepareConfig
+from openrlhf_maestro.data.prepare.drawing import are_shares
 from openrlhf_maestro.data.prepare.recipe import Recipe
 
 # Raised when the same source and seed would give other rows than before.
@@ -69,7 +70,7 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
 def notes(sizes: Mapping[str, Fraction | int] | None, card: Mapping[str, Any]) -> list[str]:
     """What a user should see beside the counts. `sizes` are those that were asked for."""
     found = [card["caution"]] if "caution" in card else []
-    if sizes is not None and card["kept"] < sum(sizes.values()) > 1:
+    if sizes is not None and not are_shares(sizes) and card["kept"] < sum(sizes.values()):
         asked = [split for split in SPLITS if sizes.get(split)]
         numbers = "/".join(str(int(sizes[split])) for split in asked)
         found.append(f"Fewer rows are left than the splits should have: {numbers} ({'/'.join(asked)}).")

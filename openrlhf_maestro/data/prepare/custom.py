@@ -6,8 +6,17 @@ import json
 from typing import Any
 
 from openrlhf_maestro.config.prepare import CustomSection, PrepareConfig
-from openrlhf_maestro.data.prepare.choices import Choices, by_any
-from openrlhf_maestro.data.prepare.recipe import EMPTY_PROMPT, EMPTY_REFERENCE, Draft, Dropped, RawRow, Recipe, present
+from openrlhf_maestro.data.prepare.choices import Choices, by_any, by_label
+from openrlhf_maestro.data.prepare.recipe import (
+    EMPTY_PROMPT,
+    EMPTY_REFERENCE,
+    Draft,
+    Dropped,
+    RawRow,
+    Recipe,
+    meta_value,
+    present,
+)
 from openrlhf_maestro.data.prepare.source import split_named
 from openrlhf_maestro.errors import DataError
 
@@ -22,7 +31,7 @@ def recipe(config: PrepareConfig) -> Recipe:
         if not reference:
             raise Dropped(EMPTY_REFERENCE)
         if custom.choice_columns:
-            choices = _choices(row, custom, reference)
+            choices = _choices(row, custom)
             question, reference = f"{question}\n\nOptions:\n{choices.lettered}", choices.answer
         return Draft(
             question,
@@ -31,7 +40,7 @@ def recipe(config: PrepareConfig) -> Recipe:
             split=_split(row, custom.split_key),
             cluster=(row.text(custom.cluster_key) or None) if custom.cluster_key else None,
             id=row.text(custom.id_key) or None if custom.id_key else None,
-            meta=present(**{name: row.values.get(name) for name in custom.meta_columns}),
+            meta=present(**{name: _meta(row, name) for name in custom.meta_columns}),
         )
 
     named = (custom.datasource_key, custom.cluster_key, custom.id_key)
@@ -60,7 +69,12 @@ def _split(row: RawRow, column: str) -> str | None:
     return split
 
 
-def _choices(row: RawRow, custom: CustomSection, answer: str) -> Choices:
+def _meta(row: RawRow, column: str) -> Any:
+    return meta_value(row.values.get(column), f"{row.where}: `{column}`")
+
+
+def _choices(row: RawRow, custom: CustomSection) -> Choices:
+    answer = row.label(custom.label_key)
     columns = custom.choice_columns
     value: Any = row.values.get(columns[0]) if len(columns) == 1 else [row.values.get(name) for name in columns]
     if isinstance(value, str):
@@ -68,8 +82,11 @@ def _choices(row: RawRow, custom: CustomSection, answer: str) -> Choices:
             value = json.loads(value)
         except json.JSONDecodeError:
             raise DataError(f"{row.where}: `{columns[0]}` is a text, and not a list in JSON.") from None
+    labels = None
     if isinstance(value, dict) and isinstance(value.get("text"), list):  # {"text": [...], "label": [...]}
-        value = value["text"]
+        value, labels = value["text"], value.get("label")
     if not isinstance(value, list):
         raise DataError(f"{row.where}: `{columns[0]}` is a {type(value).__name__}, not a list of choices.")
+    if isinstance(labels, list):
+        return by_label(value, labels, answer, row.where)
     return by_any(value, answer, row.where)

@@ -137,16 +137,20 @@ def _by_clusters(ordered: Sequence[Entry], sizes: Mapping[str, int], seed: int) 
     return drawn
 
 
+def are_shares(sizes: Mapping[str, Fraction | int]) -> bool:
+    return any(isinstance(size, Fraction) for size in sizes.values())
+
+
 def allotted(rows: int, sizes: Mapping[str, Fraction | int]) -> dict[str, int]:
     """Rows of each split: `sizes` itself where there are that many rows, else the same proportions of all rows.
 
-    Sizes that sum to at most 1 are shares of the rows. What does not divide goes to the largest remainders, to the
+    Fractions are shares of the rows, ints are rows. What does not divide goes to the largest remainders, to the
     earlier split where they tie.
     """
     whole = sum(map(Fraction, sizes.values()), Fraction(0))
-    if whole > 1 and whole <= rows:
+    if not are_shares(sizes) and whole <= rows:
         return {split: int(size) for split, size in sizes.items()}
-    total = rows * whole if whole <= 1 else Fraction(rows)
+    total = rows * whole if are_shares(sizes) else Fraction(rows)
     exact = {split: Fraction(size) * total / whole for split, size in sizes.items()}
     counts = {split: int(quota) for split, quota in exact.items()}
     for split in sorted(exact, key=lambda split: counts[split] - exact[split])[: int(total) - sum(counts.values())]:

@@ -57,7 +57,7 @@ def _application(row: RawRow) -> Draft:
         choices = by_content(_list(row, "choices"), row.text("label"), row.where)
     else:
         kind = _english(row, "Question")
-        choices = by_any(_list(_in_english(row, "Choices"), "Choices"), row.text("Label"), row.where)
+        choices = by_any(_list(_in_english(row, "Choices"), "Choices"), row.label("Label"), row.where)
     subject, scenario = _subject_and_scenario(row)
     what = "response that {} could give" if kind.lower() == "response" else "thing that {} could do"
     question = f"What is the most effective {what.format(subject)} in this situation?"

@@ -1,7 +1,8 @@
 """NOVEReason: a mixture that others prepared, with its splits; its known faults are mended, or the row is dropped.
 
 `prompt` holds the question, its options and a request for the format. The request is taken off, because that is a
-matter of data.input_template. So are options that say nan, and letters that stand twice (`A. A. Yes`).
+matter of data.input_template. What is mended in the options, and in the reference as it is in them, stands in
+`option_lists`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import re
 from pathlib import PurePath
 
 from openrlhf_maestro.config.prepare import PrepareConfig
-from openrlhf_maestro.data.prepare.choices import ANSWER_ABSENT, LETTERS, without_label
+from openrlhf_maestro.data.prepare.choices import ANSWER_ABSENT
+from openrlhf_maestro.data.prepare.lettered_question import with_content
+from openrlhf_maestro.data.prepare.option_lists import OptionList, mended, mended_reference
 from openrlhf_maestro.data.prepare.recipe import Draft, Dropped, RawRow, Recipe, present
 from openrlhf_maestro.data.prepare.source import split_named
 
 _FORMAT = re.compile(r"\s*Answer the question and return in the following format:.*\Z", re.DOTALL)
 _QUESTION = re.compile(r"\A\s*Question:\s*")
-_EMPTY_OPTION = re.compile(r"^[ \t]*\(?[A-Z][.):][ \t]*(?:nan|NaN)[ \t]*(?:\n|\Z)", re.MULTILINE)
-_OPTION = re.compile(r"^([A-Z])([.:)]) (.+)$", re.MULTILINE)
-_EMPTY_ANSWER = re.compile(r"\(?[A-Z][.):]\s*(?:nan|NaN)?\s*")
+_EMPTY_ANSWER = re.compile(r"\(?[A-Za-z][.):]\s*(?:nan|NaN)?\s*")
+_LETTER = re.compile(r"\(?([A-Za-z])\)?[.):]?")
 
 
 def recipe(config: PrepareConfig) -> Recipe:
@@ -34,19 +36,22 @@ def recipe(config: PrepareConfig) -> Recipe:
 
 
 def _convert(row: RawRow) -> Draft:
-    prompt = _QUESTION.sub("", _FORMAT.sub("", row.text("prompt")))
-    reference = row.text("reference")
-    if _EMPTY_ANSWER.fullmatch(reference):
-        raise Dropped(ANSWER_ABSENT)
+    prompt, lists = mended(_QUESTION.sub("", _FORMAT.sub("", row.text("prompt"))))
     return Draft(
-        _OPTION.sub(_once, _EMPTY_OPTION.sub("", prompt)).strip(),
-        _OPTION.sub(_once, reference),
+        prompt.strip(),
+        _reference(row.text("reference"), prompt, lists),
         row.text("source_dataset") or PurePath(row.file).name,
         split=split_named(row.text("split")) or row.split,
         meta=present(source_id=row.text("id"), subject=row.text("subject"), type=row.text("type")),
     )
 
 
-def _once(option: re.Match[str]) -> str:
-    letter, mark, text = option.groups()
-    return f"{letter}{mark} {without_label(text, LETTERS.index(letter))}"
+def _reference(reference: str, prompt: str, lists: list[OptionList]) -> str:
+    """`reference` as the mended prompt has its option; a letter alone gets the content."""
+    if (letter := _LETTER.fullmatch(reference)) and len(lists) == 1:
+        full = with_content(prompt, lists[0].renamed(letter[1]))
+        if len(full) > 1:
+            return full
+    if _EMPTY_ANSWER.fullmatch(reference):
+        raise Dropped(ANSWER_ABSENT)
+    return mended_reference(reference, lists)

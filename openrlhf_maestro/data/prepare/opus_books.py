@@ -1,15 +1,16 @@
 """OPUS Books: aligned sentences of books in sixteen languages, each pair asked in one direction.
 
 A pair is never asked both ways: one of the two would give away the reference of the other across splits.
+So the direction follows from the pair as duplicates are compared, without case and white space.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
 from openrlhf_maestro.config.prepare import PrepareConfig
+from openrlhf_maestro.data.prepare.drawing import digest, normalised
 from openrlhf_maestro.data.prepare.recipe import EMPTY_PROMPT, EMPTY_REFERENCE, Draft, Dropped, RawRow, Recipe
 from openrlhf_maestro.errors import ConfigError, DataError
 
@@ -48,8 +49,9 @@ def recipe(config: PrepareConfig) -> Recipe:
         possible = [pair for pair in _both_ways(texts) if not wanted or pair in wanted]
         if not possible:
             raise Dropped(OTHER_LANGUAGES)
-        seed = f"{config.seed}\0{json.dumps(texts, sort_keys=True, ensure_ascii=False)}".encode()
-        source, target = possible[hashlib.sha256(seed).digest()[0] % len(possible)]
+        compared = {language: normalised(text) for language, text in texts.items()}
+        key = f"{config.seed}\0{json.dumps(compared, sort_keys=True, ensure_ascii=False)}"
+        source, target = possible[digest(key)[0] % len(possible)]
         if not texts[source]:
             raise Dropped(EMPTY_PROMPT)
         if not texts[target]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from openrlhf_maestro.errors import DataError
 
@@ -40,6 +43,11 @@ class RawRow:
         Raises DataError for a list or a mapping.
         """
         return plain_text(self.values.get(column), f"{self.where}: `{column}`")
+
+    def label(self, column: str) -> str | int:
+        """The same, but a number without a point stays one: it is the place of an option."""
+        value = self.values.get(column)
+        return value if isinstance(value, int) and not isinstance(value, bool) else self.text(column)
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,42 @@ def plain_text(value: Any, where: str) -> str:
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     if not isinstance(value, str):
         raise DataError(f"{where} is a {type(value).__name__} ({str(value)[:40]}), not a text.")
-    text = value.replace("\r\n", "\n").strip()
+    text = _writable(value, where).replace("\r\n", "\n").strip()
     return "" if text in _ABSENT else text
+
+
+def meta_value(value: Any, where: str) -> Any:
+    """`value` as JSON holds it: dates in ISO 8601, decimals as texts, None for NaN.
+
+    Raises DataError for what JSON has no form for.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str):
+        return _writable(value, where)
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, Decimal | timedelta | UUID):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {_writable(str(name), where): meta_value(part, where) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [meta_value(part, where) for part in value]
+    raise DataError(f"{where} is a {type(value).__name__} ({str(value)[:40]}), which JSON cannot hold. Leave it out.")
+
+
+def _writable(text: str, where: str) -> str:
+    """`text`; raises DataError where UTF-8 cannot hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} has half a character (\\u{ord(text[error.start]):04x}) at place {error.start + 1}, which UTF-8 "
+            "cannot hold. Mend that row in the source."
+        ) from None
+    return text
 
 
 def present(**values: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from openrlhf_maestro.data.prepare import (
     webinstruct,
 )
 from openrlhf_maestro.data.prepare.card import make_card, notes
-from openrlhf_maestro.data.prepare.drawing import Entry, digest, distinct, draw, entry, normalised
+from openrlhf_maestro.data.prepare.drawing import Entry, are_shares, digest, distinct, draw, entry, normalised
 from openrlhf_maestro.data.prepare.recipe import EMPTY_PROMPT, EMPTY_REFERENCE, Draft, Dropped, RawRow, Recipe
 from openrlhf_maestro.data.prepare.source import RawFile, open_source
 from openrlhf_maestro.data.prepare.trivial import is_trivial
@@ -177,7 +177,7 @@ def _sizes(config: PrepareConfig, recipe: Recipe, kept: Sequence[Entry]) -> Mapp
         raise DataError(
             f"{unnamed} of {len(kept)} usable rows name no split, and the others do. Name one for each row."
         )
-    if sizes is not None and sum(sizes.values()) <= 1:
+    if sizes is not None and are_shares(sizes):
         raise ConfigError(
             "`sizes` are shares, and the source has splits of its own. Give numbers of rows, as in {train: 2000, test: "
             "500}, or leave it out to keep every row."

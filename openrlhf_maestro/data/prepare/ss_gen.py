@@ -1,4 +1,8 @@
-"""SS-GEN: social stories for autistic children, written from a title and the chapter it belongs to."""
+"""SS-GEN: social stories for autistic children, written from a title and the chapter it belongs to.
+
+The columns are those of the files in the authors' repository. Whether the copy on the hub has the same ones could not
+be checked without a network; where it has others, the error lists them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ def recipe(config: PrepareConfig) -> Recipe:
         title="SS-GEN",
         homepage="https://github.com/MIMIFY/SS-GEN",
         licence="OpenRAIL",
+        hub="FMiMiY/SS-GEN",
         convert=_convert,
         columns=("title", "chapter", "explanation", "story_content"),
         open_ended=True,  # many a story fits one title

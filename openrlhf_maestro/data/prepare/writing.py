@@ -85,7 +85,7 @@ def _umask() -> int:
 
 def write_rows(folder: Path, split: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Write <split>.jsonl; returns what the card says of it."""
-    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    data = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
     file = folder / f"{split}.jsonl"
     file.write_bytes(data)
     return {"file": file.name, "rows": len(rows), "sha256": hashlib.sha256(data).hexdigest()}
