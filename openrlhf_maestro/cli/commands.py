@@ -46,7 +46,7 @@ COMMANDS = {
         Command("sft", "Fine-tune a model on prompts and responses: the cold start.", _CONFIGURED, SftConfig),
         Command(
             "evaluate",
-            "Sample a model's responses and have them judged, or compare evaluations.",
+            "Judge a model's responses, or compare evaluations.",
             f"{_CONFIGURED} | --compare DIR DIR [...]",
             EvaluateConfig,
             own_help="--compare",
