@@ -48,8 +48,10 @@ def run(argv: Sequence[str]) -> int:
             timeout_graceful_shutdown=_LAST_REQUESTS_S,
         )
     )
-    # uvicorn answers what is under way, then raises the signal again; SIGTERM is to end like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # uvicorn answers what is under way, then raises the signal again. Both end it alike, also where a shell has started
+    # it in the background, with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     listener.listen()
     print(_announcement(config, listener), flush=True)
     try:
