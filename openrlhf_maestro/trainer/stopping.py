@@ -17,7 +17,8 @@ class StopRequest:
     """Whether the run was asked to stop.
 
     Between `begin_steps` and `end_steps` the first signal only sets `requested`; a second one, or one at another time,
-    raises KeyboardInterrupt. In the main thread only.
+    raises KeyboardInterrupt. What was ignored when the process began stays so, as Ctrl-C is for what a script starts in
+    the background. In the main thread only.
     """
 
     def __init__(self) -> None:
@@ -38,8 +39,9 @@ class StopRequest:
 
     def install(self) -> None:
         """Put the handlers in place, again after a library has put its own there (Ray does when it starts)."""
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
+        for number, before in self._before.items():
+            if before is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
 
     def begin_steps(self) -> None:
         """From now on there is a step to finish."""

@@ -71,6 +71,15 @@ def test_ignored_signals_do_nothing_here_and_in_what_is_started() -> None:
         assert stop.requested
 
 
+def test_what_was_ignored_before_stays_ignored() -> None:
+    with ignored(signal.SIGINT), StopRequest() as stop:
+        stop.begin_steps()
+        send(signal.SIGINT)
+        assert not stop.requested
+        send(signal.SIGTERM)
+        assert stop.requested
+
+
 def test_handlers_are_put_back_and_can_be_put_in_place_again() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with StopRequest() as stop:
