@@ -3,8 +3,7 @@
 Importing this loads neither torch nor a client library: the verdicts import what they need when they are made.
 """
 
-from openrlhf_maestro.evaluation.accuracy import Accuracy, accuracy_by_datasource
 from openrlhf_maestro.evaluation.make import make_verdicts
 from openrlhf_maestro.evaluation.verdicts import Item, Verdict, Verdicts
 
-__all__ = ["Accuracy", "Item", "Verdict", "Verdicts", "accuracy_by_datasource", "make_verdicts"]
+__all__ = ["Item", "Verdict", "Verdicts", "make_verdicts"]

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openrlhf_maestro.evaluation.accuracy import Accuracy
+from scipy.stats import binomtest
+
 from openrlhf_maestro.report.run import Run, Series
 
 OVERALL = "overall"
@@ -33,10 +34,13 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The logged one, else Wilson's of k of n independent responses; None without n."""
+        """The logged one, else Wilson's (1927) of k of n independent responses; None without n."""
         if not math.isnan(self.low) and not math.isnan(self.high):
             return self.low, self.high
-        return Accuracy(self.k, self.n).interval() if self.n else None
+        if not self.n:
+            return None
+        bounds = binomtest(self.k, self.n).proportion_ci(0.95, method="wilson")
+        return float(bounds.low), float(bounds.high)
 
 
 @dataclass(frozen=True)

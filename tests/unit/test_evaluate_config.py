@@ -74,8 +74,10 @@ def test_combinations_that_cannot_work_are_refused(words: list[str], message: st
 
 def test_pairwise_and_none_need_no_references() -> None:
     options = ["--data.label_key", "null", "--data", "rows.jsonl"]
-    load(*TASKS, *options, "--verdict.kind", "none")
-    load(*TASKS, *options, "--verdict.against", "other", "--judge.model", "m")
+    none = load(*TASKS, *options, "--verdict.kind", "none")
+    pairwise = load(*TASKS, *options, "--verdict.against", "other", "--judge.model", "m")
+    assert (none.kind, none.needs_reference) == ("none", False)
+    assert (pairwise.kind, pairwise.needs_reference) == ("pairwise", False)
 
 
 @pytest.mark.parametrize(
