@@ -179,7 +179,7 @@ def test_more_rows_later_leave_those_that_are_there(whole: Started, tmp_path: Pa
 def test_a_model_that_vllm_cannot_load_is_one_paragraph(whole: Started, tmp_path: Path) -> None:
     refused = start(tmp_path / "broken", generation__max_new_tokens=100_000)
     assert refused.process.wait(LIMIT_S) == 2
-    assert "leaves no room for a prompt: bundled:policy has 512 positions" in refused.output.read_text()
+    assert "leaves no room for a prompt: bundled:policy has 4096 positions" in refused.output.read_text()
     config = yaml.safe_load((whole.folder / "config.yaml").read_text())
     model = shutil.copytree(
         bundled_policy(config["model"]["name_or_path"], config["run"]["assets_dir"]), tmp_path / "m"
