@@ -159,18 +159,24 @@ def check_data(config: MaestroConfig) -> Data:
         render=None,
         max_prompt_tokens=config.max_prompt_tokens,
     )
-    _check_best_metric(config, held_out)
+    _check_evaluated_datasources(config, held_out)
     return Data(training, held_out)
 
 
-def _check_best_metric(config: MaestroConfig, held_out: PromptSet) -> None:
-    """Refuse a metric that no evaluation will have."""
+def _check_evaluated_datasources(config: MaestroConfig, held_out: PromptSet) -> None:
+    """Refuse a metric, or prompts of a judge, for a data set that no evaluated row is of."""
+    there = sorted({prompt.datasource for prompt in held_out})
     key = config.ckpt.best_metric_key
-    there = sorted({prompt.datasource for prompt in held_out} | {OVERALL})
-    if key.startswith("eval/") and key.split("/", 1)[1].rpartition("/")[0] not in there:
+    if key.startswith("eval/") and key.split("/", 1)[1].rpartition("/")[0] not in (*there, OVERALL):
         raise ConfigError(
             f"ckpt.best_metric_key: {key} is of a data set that no evaluated row is of. There are {', '.join(there)}."
         )
+    for source in config.eval.judge.by_datasource if config.eval.verdict == "judge" else ():
+        if source not in there:
+            raise ConfigError(
+                f"eval.judge.by_datasource names {source}, and no evaluated row is of that data set. There are "
+                f"{', '.join(there)}."
+            )
 
 
 def check_initial_conductor(config: MaestroConfig, run_dir: RunDir) -> None:

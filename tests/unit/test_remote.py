@@ -412,6 +412,7 @@ def test_names_that_lead_to_a_link_local_address_are_refused(
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "10.0.0.1", "192.168.1.1", "fd00::1", "8.8.8.8"])
 def test_loopback_private_and_public_addresses_are_allowed(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By not raising."""
     monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", resolving_to(address))
     asyncio.run(refuse_link_local("a", "http://scorer:80/score"))
 

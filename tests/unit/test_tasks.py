@@ -134,7 +134,9 @@ def test_social_wording_means_what_the_reference_says(prompt: str, reference: st
 
 
 def test_social_references_follow_the_story() -> None:
-    for draft in draw("social"):
+    drafts = list(draw("social"))
+    assert drafts
+    for draft in drafts:
         test_social_wording_means_what_the_reference_says(draft.prompt, draft.reference)
 
 

@@ -42,6 +42,33 @@ def test_parameters_for_data_sources_there_are_are_accepted(tmp_path: Path) -> N
     assert len(check_data(make_config(tmp_path, [length])).train) == 8
 
 
+# ── what the evaluation names ──
+
+
+def evaluated(folder: Path, **options: Any) -> MaestroConfig:
+    """With the rows of training as held-out ones: of `sums` and `stories`."""
+    config = make_config(folder, [{"kind": "length"}])
+    evaluation = {"dataset": config.data.prompt_dataset, "steps": 1, "verdict": "judge"}
+    judge = {"model": "m"} | options.pop("judge", {})
+    return MaestroConfig.model_validate(config.model_dump() | {"eval": evaluation | {"judge": judge}} | options)
+
+
+@pytest.mark.parametrize("key", ["auto", "none", "eval/sums/accuracy", "eval/overall/score"])
+def test_a_best_metric_that_evaluations_have_is_accepted(tmp_path: Path, key: str) -> None:
+    assert len(check_data(evaluated(tmp_path, ckpt={"best_metric_key": key})).held_out or ()) == 8
+
+
+def test_a_best_metric_of_a_data_set_that_is_not_evaluated_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"best_metric_key: eval/sumz/accuracy .* There are stories, sums"):
+        check_data(evaluated(tmp_path, ckpt={"best_metric_key": "eval/sumz/accuracy"}))
+
+
+def test_a_judges_prompt_for_a_data_set_that_is_not_evaluated_is_refused(tmp_path: Path) -> None:
+    check_data(evaluated(tmp_path, judge={"by_datasource": {"stories": {"prompt": "creative"}}}))
+    with pytest.raises(ConfigError, match=r"eval\.judge\.by_datasource names storys.* There are stories, sums"):
+        check_data(evaluated(tmp_path, judge={"by_datasource": {"storys": {"prompt": "creative"}}}))
+
+
 # ── a Conductor from elsewhere ──
 
 
